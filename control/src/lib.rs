@@ -1,0 +1,1 @@
+//! The API of the daemon: types, client and server.

@@ -1,0 +1,350 @@
+//! Frames between the two ends of a relay, and the burst that carries them.
+//!
+//! ```text
+//!  Burst
+//!   frames    [ first=0 count=2 len=1500 token ][ first=2 count=1 len=60 token ] …   up to 32
+//!   segments  [ ptr,len ][ ptr,len ][ ptr,len ] …                                    up to 512
+//!                  │          │         └── the bytes stay where they are: in the memory of a guest,
+//!                  └──────────┘             or in a buffer of the device that received them
+//! ```
+//!
+//! A frame is *borrowed* from its source: the source keeps the memory in place until the frame's [`Token`] comes back.
+//! Nobody but the owner of the memory may assume that the bytes hold still, so a segment never becomes a slice: it is
+//! read and written by copying only.
+
+use std::ptr::NonNull;
+
+use arrayvec::ArrayVec;
+
+/// Frames in one burst.
+pub const BURST_FRAMES: usize = 32;
+/// Segments in one burst, over all its frames.
+pub const BURST_SEGMENTS: usize = 512;
+/// Bytes at which a burst is considered full; the last frame may reach over it.
+pub const BURST_BYTES: u32 = 256 * 1024;
+/// Shortest thing that is a frame: an Ethernet header without payload (IEEE 802.3, FCS not counted).
+pub const MIN_FRAME: u32 = 14;
+
+/// What a source wrote on a frame to know it again when it is done: a descriptor head, a buffer number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Token(pub u32);
+
+/// A run of bytes that somebody else may rewrite at any moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    ptr: NonNull<u8>,
+    len: u32,
+}
+
+// SAFETY: a segment is an address and a length; whoever made it promised (see `Segment::new`) that the bytes stay
+// mapped for as long as it is in use, on whichever thread that is.
+unsafe impl Send for Segment {}
+
+impl Segment {
+    /// # Safety
+    /// `len` bytes at `ptr` must stay mapped, readable (and writable where the segment is written to) until the frame
+    /// that holds the segment has been completed, and no Rust reference to them may exist meanwhile.
+    pub unsafe fn new(ptr: NonNull<u8>, len: u32) -> Self {
+        Self { ptr, len }
+    }
+
+    /// Length in bytes.
+    #[inline]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Where the bytes are. For prefetching and for descriptors; reading through it needs the care of
+    /// [`Segment::copy_to`].
+    #[inline]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// The part from `offset`, at most `len` bytes of it.
+    ///
+    /// `offset` past the end gives an empty segment.
+    #[inline]
+    pub fn part(&self, offset: u32, len: u32) -> Self {
+        let offset = offset.min(self.len);
+        // SAFETY: `offset` is within the segment, so the sum stays inside (or one past) the same mapping.
+        let ptr = unsafe { self.ptr.add(offset as usize) };
+        Self { ptr, len: len.min(self.len - offset) }
+    }
+
+    /// Copies the first bytes into `dst`; as many as both have room for, which is returned.
+    #[inline]
+    pub fn copy_to(&self, dst: &mut [u8]) -> usize {
+        let n = dst.len().min(self.len as usize);
+        // SAFETY: `new`'s contract makes `n <= len` bytes readable; `dst` is an exclusive reference, so the two do not
+        // overlap. The bytes may change under the copy, which yields arbitrary `u8`s, and every `u8` is valid.
+        unsafe { std::ptr::copy_nonoverlapping(self.ptr.as_ptr(), dst.as_mut_ptr(), n) };
+        n
+    }
+
+    /// Copies `src` to the start of the segment; as many bytes as both have room for, which is returned.
+    #[inline]
+    pub fn copy_from(&self, src: &[u8]) -> usize {
+        let n = src.len().min(self.len as usize);
+        // SAFETY: as in `copy_to`, with the roles exchanged.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), self.ptr.as_ptr(), n) };
+        n
+    }
+
+    /// Copies bytes from `src` into this segment; as many as both have, which is returned. The two may overlap: a
+    /// hostile guest can describe the same memory twice.
+    #[inline]
+    pub fn copy_from_segment(&self, src: &Segment) -> u32 {
+        let n = src.len.min(self.len);
+        // SAFETY: both segments keep `n` bytes mapped by `new`'s contract; `copy` allows overlap.
+        unsafe { std::ptr::copy(src.ptr.as_ptr(), self.ptr.as_ptr(), n as usize) };
+        n
+    }
+}
+
+/// One frame of a burst; its bytes are `count` segments of the burst from `first`.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    first: u16,
+    count: u16,
+    len: u32,
+    token: Token,
+}
+
+impl Frame {
+    /// Length in bytes, without FCS.
+    #[inline]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// The source's mark.
+    #[inline]
+    pub fn token(&self) -> Token {
+        self.token
+    }
+}
+
+/// Up to [`BURST_FRAMES`] frames that are handled together.
+#[derive(Debug, Default)]
+pub struct Burst {
+    frames: ArrayVec<Frame, BURST_FRAMES>,
+    segments: ArrayVec<Segment, BURST_SEGMENTS>,
+    bytes: u32,
+    open: usize,
+}
+
+impl Burst {
+    /// An empty burst, 8 KiB: make it once and reuse it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Forgets all frames; their tokens must have been dealt with.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.frames.clear();
+        self.segments.clear();
+        self.bytes = 0;
+        self.open = 0;
+    }
+
+    /// Number of frames.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Whether there is no frame.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Sum of the frames' lengths in bytes.
+    #[inline]
+    pub fn bytes(&self) -> u32 {
+        self.bytes
+    }
+
+    /// How many more frames fit: 0 as well when the burst has reached [`BURST_BYTES`].
+    #[inline]
+    pub fn room(&self) -> usize {
+        if self.bytes >= BURST_BYTES { 0 } else { self.frames.remaining_capacity() }
+    }
+
+    /// Adds a segment to the frame under construction; gives it back when the burst has no room for it.
+    #[inline]
+    pub fn push_segment(&mut self, segment: Segment) -> Result<(), Segment> {
+        self.segments.try_push(segment).map_err(|full| full.element())
+    }
+
+    /// Makes a frame of the segments pushed since the last call. `false` when the burst is full; the segments are
+    /// dropped then.
+    #[inline]
+    pub fn finish_frame(&mut self, token: Token) -> bool {
+        let (first, end) = (self.open, self.segments.len());
+        let len = self.segments[first..end].iter().map(|segment| segment.len).sum();
+        let frame = Frame { first: first as u16, count: (end - first) as u16, len, token };
+        if self.frames.try_push(frame).is_err() {
+            self.segments.truncate(first);
+            return false;
+        }
+        self.bytes += len;
+        self.open = end;
+        true
+    }
+
+    /// Drops the segments pushed since the last finished frame.
+    #[inline]
+    pub fn abandon_frame(&mut self) {
+        self.segments.truncate(self.open);
+    }
+
+    /// A frame of one segment; `false` when the burst is full.
+    #[inline]
+    pub fn push(&mut self, segment: Segment, token: Token) -> bool {
+        self.push_segment(segment).is_ok() && self.finish_frame(token)
+    }
+
+    /// All frames, to read.
+    #[inline]
+    pub fn frames(&self) -> Frames<'_> {
+        Frames { frames: &self.frames, segments: &self.segments }
+    }
+}
+
+/// Some consecutive frames of a burst.
+#[derive(Clone, Copy, Debug)]
+pub struct Frames<'a> {
+    frames: &'a [Frame],
+    segments: &'a [Segment],
+}
+
+impl<'a> Frames<'a> {
+    /// Number of frames.
+    #[inline]
+    pub fn len(self) -> usize {
+        self.frames.len()
+    }
+
+    /// Whether there is no frame.
+    #[inline]
+    pub fn is_empty(self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Sum of the frames' lengths in bytes.
+    #[inline]
+    pub fn bytes(self) -> u64 {
+        self.frames.iter().map(|frame| u64::from(frame.len)).sum()
+    }
+
+    /// The frames without the first `n`.
+    #[inline]
+    pub fn skip(self, n: usize) -> Self {
+        Self { frames: &self.frames[n.min(self.frames.len())..], segments: self.segments }
+    }
+
+    /// The first `n` frames.
+    #[inline]
+    pub fn take(self, n: usize) -> Self {
+        Self { frames: &self.frames[..n.min(self.frames.len())], segments: self.segments }
+    }
+
+    /// Every frame with its segments, in order.
+    #[inline]
+    pub fn iter(self) -> impl ExactSizeIterator<Item = (&'a Frame, &'a [Segment])> {
+        self.frames.iter().map(move |frame| {
+            let first = usize::from(frame.first);
+            (frame, &self.segments[first..first + usize::from(frame.count)])
+        })
+    }
+}
+
+/// Copies a frame's segments, one after the other, to the start of `dst`; returns the number of bytes copied, at most
+/// `dst.len()`.
+#[inline]
+pub fn gather(segments: &[Segment], dst: &mut [u8]) -> usize {
+    let mut at = 0;
+    for segment in segments {
+        at += segment.copy_to(&mut dst[at..]);
+    }
+    at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(bytes: &mut [u8]) -> Segment {
+        // SAFETY: the tests keep `bytes` alive and untouched while the segment is used.
+        unsafe { Segment::new(NonNull::new(bytes.as_mut_ptr()).unwrap(), bytes.len() as u32) }
+    }
+
+    #[test]
+    fn a_frame_in_pieces_is_gathered_in_order() {
+        let (mut a, mut b) = (*b"hello ", *b"world");
+        let mut burst = Burst::new();
+        burst.push_segment(segment(&mut a)).unwrap();
+        burst.push_segment(segment(&mut b)).unwrap();
+        assert!(burst.finish_frame(Token(7)));
+        let (frame, segments) = burst.frames().iter().next().unwrap();
+        assert_eq!((frame.len(), frame.token(), segments.len()), (11, Token(7), 2));
+        let mut out = [0; 16];
+        assert_eq!(gather(segments, &mut out), 11);
+        assert_eq!(&out[..11], b"hello world");
+    }
+
+    #[test]
+    fn an_abandoned_frame_leaves_nothing_behind() {
+        let mut a = [1u8; 4];
+        let mut burst = Burst::new();
+        assert!(burst.push(segment(&mut a), Token(1)));
+        burst.push_segment(segment(&mut a)).unwrap();
+        burst.abandon_frame();
+        assert!(burst.push(segment(&mut a), Token(2)));
+        assert_eq!(burst.len(), 2);
+        assert!(burst.frames().iter().all(|(frame, segments)| frame.len() == 4 && segments.len() == 1));
+    }
+
+    #[test]
+    fn a_burst_is_full_at_32_frames_or_256_kib() {
+        let mut a = [0u8; 60];
+        let mut burst = Burst::new();
+        for n in 0..BURST_FRAMES {
+            assert_eq!(burst.room(), BURST_FRAMES - n);
+            assert!(burst.push(segment(&mut a), Token(n as u32)));
+        }
+        assert!(!burst.push(segment(&mut a), Token(99)));
+        burst.clear();
+        let mut big = vec![0u8; 128 * 1024];
+        assert!(burst.push(segment(&mut big), Token(0)));
+        assert!(burst.push(segment(&mut big), Token(1)));
+        assert_eq!(burst.room(), 0);
+    }
+
+    #[test]
+    fn parts_never_leave_the_segment() {
+        let mut a = [0u8; 10];
+        let s = segment(&mut a);
+        assert_eq!(s.part(4, 100).len(), 6);
+        assert_eq!(s.part(10, 1).len(), 0);
+        assert_eq!(s.part(11, 1).len(), 0);
+    }
+
+    #[test]
+    fn views_split_a_burst() {
+        let mut a = [0u8; 60];
+        let mut burst = Burst::new();
+        for n in 0..5 {
+            burst.push(segment(&mut a), Token(n));
+        }
+        let tokens = |frames: Frames<'_>| frames.iter().map(|(f, _)| f.token().0).collect::<Vec<_>>();
+        assert_eq!(tokens(burst.frames().skip(3)), [3, 4]);
+        assert_eq!(tokens(burst.frames().skip(1).take(2)), [1, 2]);
+        assert_eq!(burst.frames().skip(9).bytes(), 0);
+    }
+}

@@ -1,0 +1,19 @@
+//! Poll-mode devices: the outside ends of a relay.
+//!
+//! Everything here is seen through two kinds of handle. A [`Device`] is the slow side (mailbox, link, statistics) and
+//! lives on a control thread of its own. Its queues ([`Receive`], [`Transmit`]) are the fast side and are owned by
+//! exactly one polling worker each. Frames travel between the two ends of a relay in a [`Burst`].
+//!
+//! This crate knows PCI, VFIO, DMA memory and NIC registers. It knows nothing of the virtio rings of guests.
+
+pub mod device;
+pub mod frame;
+pub mod mac;
+pub mod software;
+
+pub use device::{
+    Accepted, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues,
+    Receive, ReceiveQueue, Transmit, TransmitQueue,
+};
+pub use frame::{Burst, Frame, Frames, Segment, Token};
+pub use mac::MacAddress;

@@ -1,0 +1,4 @@
+//! Devices without hardware.
+
+pub mod null;
+pub mod tap;

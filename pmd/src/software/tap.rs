@@ -1,0 +1,212 @@
+//! `tap:NAME`: a kernel tap interface, created when it is opened and gone when it is dropped (a persistent one stays).
+//!
+//! Sending gathers a frame's segments in the kernel (`writev`): the one copy there is. Receiving reads into a pool of
+//! our own, from where a frame is copied once into the guest.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::device::{
+    Accepted, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues,
+    Receive, ReceiveQueue, Transmit, TransmitQueue,
+};
+use crate::frame::{Burst, Frames, Segment, Token};
+
+/// Longest interface name in bytes (`IFNAMSIZ` less the closing zero).
+const MAX_NAME: usize = libc::IFNAMSIZ - 1;
+/// Room for one frame: a jumbo frame of 9702 bytes with its VLAN tags, rounded to cache lines.
+const BUFFER: usize = 9728;
+/// Frames that can be on their way to the guest at once.
+const BUFFERS: u32 = 256;
+
+/// The slow side of a tap interface.
+#[derive(Debug)]
+pub struct Tap {
+    identity: Identity,
+    file: Arc<File>,
+    link: Option<Link>,
+}
+
+impl Tap {
+    /// Creates the interface `name`, or attaches to it where it exists and is free.
+    pub fn open(name: &str) -> Result<Self, DeviceError> {
+        let bad = |c: char| c == '/' || c.is_whitespace() || c.is_control();
+        if name.is_empty() || name.len() > MAX_NAME || name.contains(bad) || name == "." || name == ".." {
+            return Err(DeviceError::Unsupported(format!(
+                "'{name}' is not an interface name; give 1 to {MAX_NAME} characters without '/' and spaces"
+            )));
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open("/dev/net/tun")
+            .map_err(|cause| open_error(name, &cause))?;
+        attach(&file, name).map_err(|cause| attach_error(name, &cause))?;
+        let identity = Identity {
+            name: format!("tap:{name}"),
+            driver: "tap",
+            mac: None,
+            max_frame: BUFFER as u32,
+            filters_by_mac: false,
+        };
+        Ok(Self { identity, file: Arc::new(file), link: None })
+    }
+
+    fn interface(&self) -> &str {
+        self.identity.name.strip_prefix("tap:").unwrap_or_default()
+    }
+}
+
+fn open_error(name: &str, cause: &io::Error) -> DeviceError {
+    let remedy = match cause.kind() {
+        io::ErrorKind::NotFound => "load the module: modprobe tun",
+        io::ErrorKind::PermissionDenied => "run the daemon as root or give it access to /dev/net/tun",
+        _ => "see the kernel log",
+    };
+    DeviceError::NotReady(format!("cannot open /dev/net/tun for tap:{name}: {cause}; {remedy}"))
+}
+
+fn attach_error(name: &str, cause: &io::Error) -> DeviceError {
+    match cause.raw_os_error() {
+        Some(libc::EBUSY) => DeviceError::Busy(format!("interface {name} is in use by another program")),
+        Some(libc::EPERM) => DeviceError::NotReady(format!(
+            "no permission for interface {name}; give the daemon CAP_NET_ADMIN, or create it for its user: \
+             ip tuntap add {name} mode tap user USER"
+        )),
+        Some(libc::EINVAL) => {
+            DeviceError::Unsupported(format!("interface {name} exists and is not a tap; choose another name"))
+        }
+        _ => DeviceError::Failed(format!("cannot attach to interface {name}: {cause}")),
+    }
+}
+
+/// `TUNSETIFF` (linux/if_tun.h), `_IOW('T', 202, int)`.
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+
+fn attach(file: &File, name: &str) -> io::Result<()> {
+    // SAFETY: `ifreq` is plain data for which all zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (slot, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *slot = byte as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the descriptor is open and `request` lives through the call; TUNSETIFF reads and writes one `ifreq`.
+    let status = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &mut request) };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+impl Device for Tap {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn start(&mut self) -> Result<Queues, DeviceError> {
+        Ok(Queues {
+            receive: vec![Receive::Tap(TapReceive::new(Arc::clone(&self.file)))],
+            transmit: vec![Transmit::Tap(TapTransmit { file: Arc::clone(&self.file) })],
+        })
+    }
+
+    fn stop(&mut self, queues: Queues) {
+        drop(queues);
+    }
+
+    fn service(&mut self) -> Vec<DeviceEvent> {
+        let state = std::fs::read_to_string(format!("/sys/class/net/{}/operstate", self.interface()));
+        // An interface that another network namespace owns cannot be seen here; it is taken to be up.
+        let link = match state.as_deref().map(str::trim) {
+            Ok("down") => Link::Down,
+            _ => Link::Up { speed: None },
+        };
+        if self.link.replace(link) == Some(link) { Vec::new() } else { vec![DeviceEvent::Link(link)] }
+    }
+
+    fn statistics(&mut self) -> DeviceStatistics {
+        DeviceStatistics::default()
+    }
+}
+
+/// Sends with one `writev` a frame.
+#[derive(Debug)]
+pub struct TapTransmit {
+    file: Arc<File>,
+}
+
+/// Pieces of one frame that one `writev` takes (`UIO_MAXIOV` is 1024).
+const MAX_PIECES: usize = crate::frame::BURST_SEGMENTS;
+
+impl TransmitQueue for TapTransmit {
+    fn transmit(&mut self, frames: Frames<'_>) -> Accepted {
+        for (sent, (_, segments)) in frames.iter().enumerate() {
+            let mut pieces = arrayvec::ArrayVec::<libc::iovec, MAX_PIECES>::new();
+            for segment in segments.iter().take(MAX_PIECES) {
+                pieces
+                    .push(libc::iovec { iov_base: segment.as_ptr().cast(), iov_len: segment.len() as usize });
+            }
+            // SAFETY: every piece is a segment, mapped until its frame completes; the kernel only reads it, and
+            // answers EFAULT where a mapping has lost its pages.
+            let status =
+                unsafe { libc::writev(self.file.as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int) };
+            // A tap only asks us to wait when its queue is full. Every other refusal (interface down: EIO) loses the
+            // frame on the wire, as a real cable would.
+            if status < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock {
+                return Accepted::Copied(sent);
+            }
+        }
+        Accepted::Copied(frames.len())
+    }
+
+    fn reclaim(&mut self, _done: &mut Completions) {}
+
+    fn outstanding(&self) -> usize {
+        0
+    }
+
+    fn abort(&mut self, _done: &mut Completions) {}
+}
+
+/// Receives with one `read` a frame, until there is none.
+#[derive(Debug)]
+pub struct TapReceive {
+    file: Arc<File>,
+    pool: Box<[u8]>,
+    free: Vec<u32>,
+}
+
+impl TapReceive {
+    fn new(file: Arc<File>) -> Self {
+        let pool = vec![0; BUFFER * BUFFERS as usize].into_boxed_slice();
+        Self { file, pool, free: (0..BUFFERS).collect() }
+    }
+}
+
+impl ReceiveQueue for TapReceive {
+    fn receive(&mut self, burst: &mut Burst) {
+        while burst.room() > 0 {
+            let Some(&buffer) = self.free.last() else { return };
+            let start = buffer as usize * BUFFER;
+            let room = &mut self.pool[start..start + BUFFER];
+            let len = match (&*self.file).read(room) {
+                Ok(len) if len > 0 => len,
+                _ => return,
+            };
+            let Some(start) = NonNull::new(room.as_mut_ptr()) else { return };
+            // SAFETY: the buffer is in `pool`, which lives as long as the queue, and is off the free list until
+            // `release`, so nothing else touches it meanwhile.
+            let segment = unsafe { Segment::new(start, len as u32) };
+            if burst.push(segment, Token(buffer)) {
+                self.free.pop();
+            }
+        }
+    }
+
+    fn release(&mut self, token: Token) {
+        debug_assert!(token.0 < BUFFERS && !self.free.contains(&token.0));
+        self.free.push(token.0);
+    }
+}

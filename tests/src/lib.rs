@@ -1,0 +1,1 @@
+//! Doubles and helpers for tests that need more than one crate.
