@@ -145,6 +145,11 @@ impl DirectionCounters {
         }
     }
 
+    /// Forgets the source address: its sender has gone.
+    pub fn forget_source(&self) {
+        self.source.store(0, Ordering::Relaxed);
+    }
+
     /// Source address of a recent frame; `None` before the first.
     pub fn source(&self) -> Option<pmd::MacAddress> {
         let mac = self.source.load(Ordering::Relaxed);

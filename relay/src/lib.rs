@@ -5,8 +5,14 @@
 //! rings: what a guest's driver does, for the demonstration and for tests.
 
 pub mod counters;
+mod device_control;
 pub mod driver;
+pub mod ends;
 pub mod guest;
 pub mod lane;
+pub mod mailbox;
 pub mod net;
+pub mod relay;
 pub mod ring;
+
+pub use relay::Relay;

@@ -97,6 +97,10 @@ impl Region {
             return Err(MemoryError::Overflow { gpa, size });
         }
         let map_error = |cause: &dyn std::fmt::Display| MemoryError::Map { gpa, cause: cause.to_string() };
+        let length = file.metadata().map_err(|cause| map_error(&cause))?.len();
+        if offset + size > length {
+            return Err(map_error(&format!("its file has {length} bytes only")));
+        }
         let kind = rustix::fs::fstatfs(&file).map_err(|cause| map_error(&cause))?.f_type;
         if kind != libc::TMPFS_MAGIC && kind != libc::HUGETLBFS_MAGIC {
             return Err(MemoryError::NotSharedMemory);
@@ -268,7 +272,7 @@ pub(crate) mod tests {
     }
 
     fn region(gpa: u64, size: u64) -> RegionDescription {
-        RegionDescription { gpa, size, user: 0x7000_0000_0000 + gpa, offset: 0 }
+        RegionDescription { gpa, size, user: gpa.wrapping_add(0x7000_0000_0000), offset: 0 }
     }
 
     fn two() -> GuestMemory {

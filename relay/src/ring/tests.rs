@@ -157,14 +157,15 @@ fn frames_that_the_sink_had_no_room_for_are_taken_again() {
 
 #[test]
 fn a_malformed_chain_is_completed_counted_and_passed_over() {
+    const OUTSIDE: u64 = GPA + RAM;
     let good = (BUFFERS, 12 + 60, 0);
-    let outside = GPA + RAM;
-    let cases: &[(&[(u64, u32, u16)], DropReason)] = &[
+    type Chain = &'static [(u64, u32, u16)];
+    let cases: &[(Chain, DropReason)] = &[
         (&[(BUFFERS, 0, 0)], DropReason::ChainTooShort),
         (&[(BUFFERS, 11, 0)], DropReason::ChainTooShort),
         (&[(BUFFERS, 12, 0)], DropReason::FrameTooShort),
-        (&[(outside, 72, 0)], DropReason::BadAddress),
-        (&[(outside - 1, 72, 0)], DropReason::BadAddress),
+        (&[(OUTSIDE, 72, 0)], DropReason::BadAddress),
+        (&[(OUTSIDE - 1, 72, 0)], DropReason::BadAddress),
         (&[(u64::MAX, 72, 0)], DropReason::BadAddress),
         (&[(BUFFERS, u32::MAX, 0)], DropReason::FrameTooLong),
         (&[(BUFFERS, 72, WRITE)], DropReason::WrongDirection),
@@ -172,8 +173,8 @@ fn a_malformed_chain_is_completed_counted_and_passed_over() {
         (&[(BUFFERS, 0, INDIRECT)], DropReason::BadIndirect),
         (&[(BUFFERS, 17, INDIRECT)], DropReason::BadIndirect),
         (&[(BUFFERS, 16, INDIRECT), (BUFFERS, 72, 0)], DropReason::BadIndirect),
-        (&[(outside, 16, INDIRECT)], DropReason::BadAddress),
-        (&[(outside - 8, 16, INDIRECT)], DropReason::BadAddress),
+        (&[(OUTSIDE, 16, INDIRECT)], DropReason::BadAddress),
+        (&[(OUTSIDE - 8, 16, INDIRECT)], DropReason::BadAddress),
         (&[(u64::MAX - 7, 32, INDIRECT)], DropReason::BadAddress),
     ];
     for (chain, reason) in cases {
