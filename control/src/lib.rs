@@ -1,1 +1,7 @@
-//! The API of the daemon: types, client and server.
+#![forbid(unsafe_code)]
+//! The API of the daemon: types, client and server, and the `port_control` command line.
+
+pub mod api;
+mod daemon;
+
+pub use daemon::Daemon;
