@@ -3,5 +3,6 @@
 
 pub mod api;
 mod daemon;
+pub mod server;
 
 pub use daemon::Daemon;

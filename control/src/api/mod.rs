@@ -9,6 +9,7 @@ mod problem;
 mod relay;
 mod statistics;
 
+pub(crate) use device::DeviceRequest;
 pub use device::{AddDevice, DeviceSpec, DeviceSpecError, RemoveDevice};
 pub use legacy::{LegacyError, Operation};
 pub use pci::{PciAddress, PciAddressError};
