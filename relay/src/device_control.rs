@@ -37,8 +37,16 @@ pub(crate) fn start(relay: Arc<Relay>, device: Box<dyn Device>) -> std::io::Resu
     let (sender, receiver) = unbounded();
     let name = format!("vf-{}", relay.id());
     std::thread::Builder::new().name(name).stack_size(256 * 1024).spawn(move || {
-        Control { relay, device, running: false, gone: false, next_start: None, complained: None, warned: None }
-            .run(&receiver);
+        Control {
+            relay,
+            device,
+            running: false,
+            gone: false,
+            next_start: None,
+            complained: None,
+            warned: None,
+        }
+        .run(&receiver);
     })?;
     Ok(sender)
 }
@@ -128,7 +136,11 @@ impl Control {
                 self.next_start = Some(now + RETRY_INTERVAL);
                 if self.complained.is_none_or(|at| now.duration_since(at) >= COMPLAINT_INTERVAL) {
                     self.complained = Some(now);
-                    tracing::warn!("relay {}: {} does not start, trying on: {error}", self.relay.id(), self.name());
+                    tracing::warn!(
+                        "relay {}: {} does not start, trying on: {error}",
+                        self.relay.id(),
+                        self.name()
+                    );
                 }
             }
         }

@@ -261,7 +261,9 @@ impl Lane {
 
     #[inline]
     fn note_source(&self) {
-        if let (Source::Guest(_), Some((_, [first, ..]))) = (&self.source, self.waiting.frames().iter().next()) {
+        if let (Source::Guest(_), Some((_, [first, ..]))) =
+            (&self.source, self.waiting.frames().iter().next())
+        {
             let mut head = [0; 12];
             if first.copy_to(&mut head) == head.len() {
                 let [.., a, b, c, d, e, f] = head;

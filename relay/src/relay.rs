@@ -374,7 +374,11 @@ impl Relay {
     /// Whether the guest wants its device to run: from when both rings run until neither does.
     pub(crate) fn guest_wants_device(&self, running: bool) -> bool {
         let state = self.lock();
-        if running { state.receive_runs || state.transmit_runs } else { state.receive_runs && state.transmit_runs }
+        if running {
+            state.receive_runs || state.transmit_runs
+        } else {
+            state.receive_runs && state.transmit_runs
+        }
     }
 
     /// The device has been started: its queues go to the workers.

@@ -72,7 +72,10 @@ impl GuestRam {
     /// When they are not all inside: an error in the caller, who owns the layout.
     pub fn at(&self, gpa: u64, len: u64) -> NonNull<u8> {
         let offset = gpa.wrapping_sub(self.gpa);
-        assert!(offset <= self.size && len <= self.size - offset, "{len} bytes at {gpa:#x} are outside guest memory");
+        assert!(
+            offset <= self.size && len <= self.size - offset,
+            "{len} bytes at {gpa:#x} are outside guest memory"
+        );
         // SAFETY: just checked to be inside the mapping.
         unsafe { self.start.add(offset as usize) }
     }

@@ -121,7 +121,8 @@ impl GuestNic {
 
         let entries = u64::from(options.queue_size);
         let buffers = entries * u64::from(options.buffer);
-        let mut ram = GuestRam::new(0x4000_0000, (2 * buffers + 128 * entries + (1 << 20)).next_multiple_of(1 << 21))?;
+        let mut ram =
+            GuestRam::new(0x4000_0000, (2 * buffers + 128 * entries + (1 << 20)).next_multiple_of(1 << 21))?;
         let receive = DriverRing::new(&mut ram, options.queue_size)?;
         let transmit = DriverRing::new(&mut ram, options.queue_size)?;
         let receive_buffers = ram.allocate(buffers, 4096)?;
@@ -129,7 +130,8 @@ impl GuestNic {
         let tables = ram.allocate(32 * entries, 64)?;
         // A header of its own takes a second descriptor, in the ring or in the table.
         let slots = if options.separate_header && !options.indirect { entries / 2 } else { entries };
-        let eventfds = || -> io::Result<[EventFd; 2]> { Ok([EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?]) };
+        let eventfds =
+            || -> io::Result<[EventFd; 2]> { Ok([EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?]) };
         let mut nic = Self {
             frontend: FrontendHandle(frontend),
             ram,

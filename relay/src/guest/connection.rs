@@ -99,7 +99,11 @@ impl Connection {
                 let payload = self.buffer.split_off(HEADER);
                 self.buffer.clear();
                 self.began = None;
-                return Ok(Some(Message { header, payload, descriptors: std::mem::take(&mut self.descriptors) }));
+                return Ok(Some(Message {
+                    header,
+                    payload,
+                    descriptors: std::mem::take(&mut self.descriptors),
+                }));
             }
             match self.read(wanted - self.buffer.len()) {
                 Ok(0) if self.buffer.is_empty() => return Err(ConnectionError::Closed),
@@ -193,7 +197,10 @@ mod tests {
             peer.write_all(&[*byte]).unwrap();
         }
         let message = connection.receive().unwrap().unwrap();
-        assert_eq!((message.header.request, &message.payload[..]), (FrontendReq::SET_FEATURES, &5u64.to_ne_bytes()[..]));
+        assert_eq!(
+            (message.header.request, &message.payload[..]),
+            (FrontendReq::SET_FEATURES, &5u64.to_ne_bytes()[..])
+        );
         assert!(connection.receive().unwrap().is_none());
     }
 

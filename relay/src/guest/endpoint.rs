@@ -35,9 +35,11 @@ impl Endpoint {
         options: GuestOptions,
     ) -> io::Result<Endpoint> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let server = Server { relay, listener, path: path.to_owned(), options, stop: Arc::clone(&stop), guest: None };
+        let server =
+            Server { relay, listener, path: path.to_owned(), options, stop: Arc::clone(&stop), guest: None };
         let name = format!("vhost-{}", server.relay.id());
-        let thread = std::thread::Builder::new().name(name).stack_size(256 * 1024).spawn(move || server.run())?;
+        let thread =
+            std::thread::Builder::new().name(name).stack_size(256 * 1024).spawn(move || server.run())?;
         Ok(Endpoint { path: path.to_owned(), stop, thread: Some(thread) })
     }
 
@@ -82,7 +84,11 @@ impl Server {
                 match poll(&mut fds, timeout) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
                     Err(error) => {
-                        tracing::error!("relay {}: cannot wait for {}: {error}", self.relay.id(), self.path.display());
+                        tracing::error!(
+                            "relay {}: cannot wait for {}: {error}",
+                            self.relay.id(),
+                            self.path.display()
+                        );
                         return;
                     }
                 }

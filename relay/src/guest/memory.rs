@@ -131,7 +131,9 @@ pub struct GuestMemory {
 impl GuestMemory {
     /// Maps a whole table.
     pub fn map(table: impl IntoIterator<Item = (RegionDescription, File)>) -> Result<Self, MemoryError> {
-        table.into_iter().try_fold(Self::default(), |memory, (description, file)| memory.with(description, file))
+        table
+            .into_iter()
+            .try_fold(Self::default(), |memory, (description, file)| memory.with(description, file))
     }
 
     /// This memory and one region more.
@@ -290,7 +292,11 @@ pub(crate) mod tests {
         assert!(t.translate(0xf_ffff, 2).is_none(), "one byte before the first region");
         assert_eq!(t.translate(0x10_0000, 4).unwrap().1, 4);
         assert_eq!(t.translate(0x10_1fff, 4).unwrap().1, 1, "the last byte of a region");
-        assert_eq!(t.translate(0x10_2000, 0x2000).unwrap().1, 0x1000, "the adjacent region is another mapping");
+        assert_eq!(
+            t.translate(0x10_2000, 0x2000).unwrap().1,
+            0x1000,
+            "the adjacent region is another mapping"
+        );
         assert!(t.translate(0x10_3000, 1).is_none(), "one byte behind the last region");
         assert!(t.translate(u64::MAX, u32::MAX).is_none());
         assert!(Translator::new(Arc::new(GuestMemory::default())).translate(0, 1).is_none());
@@ -310,12 +316,21 @@ pub(crate) mod tests {
         let bad = |d: RegionDescription| GuestMemory::map([(d, memfd(0x1000))]).unwrap_err();
         assert!(matches!(bad(region(0, 0)), MemoryError::Empty(_)));
         assert!(matches!(bad(region(u64::MAX - 0x1000, 0x2000)), MemoryError::Overflow { .. }));
-        assert!(matches!(bad(RegionDescription { offset: u64::MAX, ..region(0, 0x1000) }), MemoryError::Overflow { .. }));
+        assert!(matches!(
+            bad(RegionDescription { offset: u64::MAX, ..region(0, 0x1000) }),
+            MemoryError::Overflow { .. }
+        ));
         assert!(matches!(bad(RegionDescription { offset: 1, ..region(0, 0x800) }), MemoryError::Map { .. }));
         assert!(matches!(bad(region(0, 0x2000)), MemoryError::Map { .. }), "longer than its file");
-        assert!(matches!(two().with(region(0x10_1000, 0x2000), memfd(0x2000)).unwrap_err(), MemoryError::Overlap(_)));
+        assert!(matches!(
+            two().with(region(0x10_1000, 0x2000), memfd(0x2000)).unwrap_err(),
+            MemoryError::Overlap(_)
+        ));
         let disk = File::open("/proc/self/exe").unwrap();
-        assert!(matches!(GuestMemory::map([(region(0, 0x1000), disk)]).unwrap_err(), MemoryError::NotSharedMemory));
+        assert!(matches!(
+            GuestMemory::map([(region(0, 0x1000), disk)]).unwrap_err(),
+            MemoryError::NotSharedMemory
+        ));
     }
 
     #[test]

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserMemory, VhostUserMemoryRegion, VhostUserSingleMemoryRegion, VhostUserU64, VhostUserVringAddr,
-    VhostUserVringState,
+    FrontendReq, VhostUserMemory, VhostUserMemoryRegion, VhostUserSingleMemoryRegion, VhostUserU64,
+    VhostUserVringAddr, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
@@ -195,7 +195,8 @@ impl Session {
             R::SET_VRING_KICK => {
                 let (index, fd) = ring_descriptor(message)?;
                 if let Some(fd) = &fd {
-                    check_eventfd(fd).map_err(|cause| Refusal::Descriptor(format!("kick descriptor: {cause}")))?;
+                    check_eventfd(fd)
+                        .map_err(|cause| Refusal::Descriptor(format!("kick descriptor: {cause}")))?;
                 }
                 self.change(index, |ring| (ring.kick, ring.started) = (fd, true))?;
             }
@@ -287,7 +288,8 @@ impl Session {
         ring.config.indirect = features.indirect();
         let bad = |cause: std::io::Error| Refusal::Descriptor(format!("call descriptor: {cause}"));
         let call = ring.call.as_ref().map(|fd| Call::new(fd.try_clone()?)).transpose().map_err(bad)?;
-        let split = SplitRing::new(&ring.config, &self.memory, call).map_err(|cause| Refusal::Ring { index, cause })?;
+        let split = SplitRing::new(&ring.config, &self.memory, call)
+            .map_err(|cause| Refusal::Ring { index, cause })?;
         ring.running = true;
         tracing::debug!(relay = self.relay.id(), index, size = ring.config.size, "ring started");
         if index == 0 {
@@ -334,7 +336,9 @@ fn ring_descriptor(message: &mut Message) -> Result<(usize, Option<OwnedFd>), Re
     let index = ring_index(value & 0xff)?;
     let fd = message.descriptors.pop();
     if value & !(NO_DESCRIPTOR | 0xff) != 0 || (value & NO_DESCRIPTOR == 0) != fd.is_some() {
-        return Err(Refusal::Descriptor(format!("value {value:#x} contradicts the descriptor that came along")));
+        return Err(Refusal::Descriptor(format!(
+            "value {value:#x} contradicts the descriptor that came along"
+        )));
     }
     Ok((index, fd))
 }
@@ -361,7 +365,8 @@ fn describe(region: &VhostUserMemoryRegion) -> RegionDescription {
 }
 
 fn memory_table(bytes: &[u8]) -> Result<Vec<RegionDescription>, Refusal> {
-    let (head, rows) = bytes.split_at_checked(size_of::<VhostUserMemory>()).ok_or(Refusal::Payload("no table"))?;
+    let (head, rows) =
+        bytes.split_at_checked(size_of::<VhostUserMemory>()).ok_or(Refusal::Payload("no table"))?;
     let mut table = VhostUserMemory::default();
     table.as_mut_slice().copy_from_slice(head);
     let (rows, rest) = rows.as_chunks::<{ size_of::<VhostUserMemoryRegion>() }>();

@@ -51,7 +51,9 @@ impl Guard {
                 slot.len.store(len, Ordering::Relaxed);
                 slot.start.store(start, Ordering::Release);
             }
-            None => tracing::warn!("more than {SLOTS} guest memory regions: the newest one is not guarded against truncation"),
+            None => tracing::warn!(
+                "more than {SLOTS} guest memory regions: the newest one is not guarded against truncation"
+            ),
         }
         Self { slot }
     }

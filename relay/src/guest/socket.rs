@@ -71,7 +71,8 @@ fn system<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) ->
 pub fn prepare_directory(path: &Path, owner: SocketOwner) -> Result<(), SocketError> {
     match fs::create_dir(path) {
         Ok(()) => {
-            fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE)).map_err(system("chmod", path))?;
+            fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE))
+                .map_err(system("chmod", path))?;
             std::os::unix::fs::chown(path, owner.user, owner.group).map_err(system("chown", path))?;
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -78,7 +78,8 @@ impl ReceiveRing {
 
     #[inline]
     fn deliver_one(&mut self, len: u32, segments: &[Segment]) -> Outcome {
-        let mut copy = Copy { source: segments, within: 0, header_left: self.header, header: ArrayVec::new() };
+        let mut copy =
+            Copy { source: segments, within: 0, header_left: self.header, header: ArrayVec::new() };
         let mut left = len + self.header;
         let mut chains = Chains::new();
         while left > 0 {
@@ -92,7 +93,13 @@ impl ReceiveRing {
                 written += copy.fill(buffer.part(0, left - written))?;
                 if written == left { Err(Stop::Enough) } else { Ok(()) }
             });
-            let smallest = if !chains.is_empty() { 1 } else if self.mergeable { self.header } else { self.header + MIN_FRAME };
+            let smallest = if !chains.is_empty() {
+                1
+            } else if self.mergeable {
+                self.header
+            } else {
+                self.header + MIN_FRAME
+            };
             let fault = match walked {
                 Err(Stop::Malformed(reason)) => Some(reason),
                 _ if written < left && written < smallest => Some(DropReason::ChainTooShort),
@@ -155,7 +162,9 @@ impl Copy<'_> {
         if used > 0 {
             self.header_left -= used;
             // Every piece holds at least one of the header's bytes, so there are never more pieces than room.
-            self.header.try_push(buffer.part(0, used)).map_err(|_| Stop::Malformed(DropReason::ChainTooShort))?;
+            self.header
+                .try_push(buffer.part(0, used))
+                .map_err(|_| Stop::Malformed(DropReason::ChainTooShort))?;
         }
         while used < buffer.len() {
             let Some(first) = self.source.first() else { break };

@@ -104,7 +104,11 @@ unsafe impl Send for SplitRing {}
 
 impl SplitRing {
     /// Checks `config` against `memory` and makes the ring. Nothing is written to guest memory yet.
-    pub fn new(config: &RingConfig, memory: &Arc<GuestMemory>, call: Option<Call>) -> Result<Self, RingError> {
+    pub fn new(
+        config: &RingConfig,
+        memory: &Arc<GuestMemory>,
+        call: Option<Call>,
+    ) -> Result<Self, RingError> {
         let size = config.size;
         if !size.is_power_of_two() || !(MIN_SIZE..=MAX_SIZE).contains(&size) {
             return Err(RingError::Size(size));
@@ -113,7 +117,8 @@ impl SplitRing {
             if !address.is_multiple_of(alignment) {
                 return Err(RingError::Alignment { area, address, alignment });
             }
-            let start = memory.at_user_address(address, len).ok_or(RingError::OutsideMemory { area, address })?;
+            let start =
+                memory.at_user_address(address, len).ok_or(RingError::OutsideMemory { area, address })?;
             // The region's offset in its file may not be aligned even if the user address is.
             if !(start.as_ptr() as u64).is_multiple_of(alignment) {
                 return Err(RingError::Alignment { area, address, alignment });
@@ -268,7 +273,8 @@ impl SplitRing {
         // The specification keeps a chain within the ring's size (2.7.5.3.1); drivers with small rings do not, and
         // peers serve them. What fits into a burst is served here.
         for _ in 0..entries.min(BURST_SEGMENTS) {
-            let address = table.addr.checked_add((index * DESCRIPTOR_SIZE) as u64).ok_or(DropReason::BadAddress)?;
+            let address =
+                table.addr.checked_add((index * DESCRIPTOR_SIZE) as u64).ok_or(DropReason::BadAddress)?;
             let descriptor = self.indirect_descriptor(address)?;
             if descriptor.flags & INDIRECT != 0 {
                 return Err(DropReason::BadIndirect.into());
@@ -320,14 +326,16 @@ impl SplitRing {
     }
 
     fn indirect_descriptor(&mut self, address: u64) -> Result<Descriptor, DropReason> {
-        let (ptr, len) = self.memory.translate(address, DESCRIPTOR_SIZE as u32).ok_or(DropReason::BadAddress)?;
+        let (ptr, len) =
+            self.memory.translate(address, DESCRIPTOR_SIZE as u32).ok_or(DropReason::BadAddress)?;
         if (len as usize) < DESCRIPTOR_SIZE {
             return Err(DropReason::BadAddress);
         }
         // SAFETY: 16 mapped bytes, just checked; bytes, since a table need not be aligned to anything.
         let bytes = unsafe { ptr.cast::<[u8; DESCRIPTOR_SIZE]>().as_ptr().read_volatile() };
         let whole = u128::from_ne_bytes(bytes);
-        let (first, second) = if cfg!(target_endian = "little") { (whole, whole >> 64) } else { (whole >> 64, whole) };
+        let (first, second) =
+            if cfg!(target_endian = "little") { (whole, whole >> 64) } else { (whole >> 64, whole) };
         Ok(Descriptor::from_halves(first as u64, second as u64))
     }
 

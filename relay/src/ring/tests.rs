@@ -133,7 +133,11 @@ fn the_header_may_be_cut_anywhere() {
     let table = BUFFERS + 0x1000;
     for n in 0..13u16 {
         let (len, flags) = if n < 12 { (1, NEXT) } else { (60, 0) };
-        write_descriptor(&guest.ram, table + 16 * u64::from(n), Descriptor { addr: BUFFERS, len, flags, next: n + 1 });
+        write_descriptor(
+            &guest.ram,
+            table + 16 * u64::from(n),
+            Descriptor { addr: BUFFERS, len, flags, next: n + 1 },
+        );
     }
     guest.post(0, &[(table, 16 * 13, INDIRECT)]);
     assert_eq!(guest.lengths(&mut ring), [60], "a table may be longer than the ring");
@@ -359,8 +363,14 @@ fn a_ring_that_is_not_where_it_can_be_is_refused() {
     for size in [0, 1, 3, 6, 32769] {
         assert_eq!(refuse(RingConfig { size, ..good }), RingError::Size(size));
     }
-    assert!(matches!(refuse(RingConfig { descriptors: good.descriptors + 8, ..good }), RingError::Alignment { .. }));
-    assert!(matches!(refuse(RingConfig { available: good.available + 1, ..good }), RingError::Alignment { .. }));
+    assert!(matches!(
+        refuse(RingConfig { descriptors: good.descriptors + 8, ..good }),
+        RingError::Alignment { .. }
+    ));
+    assert!(matches!(
+        refuse(RingConfig { available: good.available + 1, ..good }),
+        RingError::Alignment { .. }
+    ));
     assert!(matches!(refuse(RingConfig { used: good.used + 2, ..good }), RingError::Alignment { .. }));
     let end = guest.ram.user() + RAM;
     assert!(matches!(refuse(RingConfig { descriptors: end - 112, ..good }), RingError::OutsideMemory { .. }));
