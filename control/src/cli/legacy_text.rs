@@ -20,7 +20,7 @@ const VF_TO_VM: Names = Names {
     sink: "tx_to_vm",
     drops: [
         ("pkts_dropped_vm_queue_full", drops::GUEST_QUEUE_FULL),
-        ("pkts_dropped_vm_not_connected", drops::GUEST_NOT_CONNECTED),
+        ("pkts_dropped_vm_not_connected", drops::VM_NOT_CONNECTED),
     ],
 };
 
@@ -29,8 +29,8 @@ const VM_TO_VF: Names = Names {
     source: "rx_from_vm",
     sink: "tx_to_vf",
     drops: [
-        ("pkts_dropped_vf_queue_full", drops::DEVICE_QUEUE_FULL),
-        ("pkts_dropped_vf_not_connected", drops::DEVICE_NOT_CONNECTED),
+        ("pkts_dropped_vf_queue_full", drops::VF_QUEUE_FULL),
+        ("pkts_dropped_vf_not_connected", drops::VF_NOT_CONNECTED),
     ],
 };
 

@@ -191,7 +191,7 @@ fn statistics(relay: Relay, frames: u64) -> RelayStatistics {
             active: from_guest,
             internal_state: relay.guest_state,
             counters: from_guest.then(|| counters(1002 * carried, 98158 * carried)),
-            drops: [(drops::DEVICE_NOT_CONNECTED, 17 * (1 - carried))]
+            drops: [(drops::VF_NOT_CONNECTED, 17 * (1 - carried))]
                 .into_iter()
                 .filter(|_| from_guest)
                 .map(own)
