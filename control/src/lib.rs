@@ -2,6 +2,8 @@
 //! The API of the daemon: types, client and server, and the `port_control` command line.
 
 pub mod api;
+pub mod cli;
+pub mod client;
 mod daemon;
 pub mod server;
 

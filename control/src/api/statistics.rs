@@ -13,11 +13,11 @@ pub mod drops {
     /// Device to guest: the guest's queue stayed full.
     pub const GUEST_QUEUE_FULL: &str = "guest_queue_full";
     /// Device to guest: no VM was connected.
-    pub const GUEST_NOT_CONNECTED: &str = "guest_not_connected";
+    pub const VM_NOT_CONNECTED: &str = "vm_not_connected";
     /// Guest to device: the device's queue stayed full.
-    pub const DEVICE_QUEUE_FULL: &str = "device_queue_full";
+    pub const VF_QUEUE_FULL: &str = "vf_queue_full";
     /// Guest to device: the relay had no device.
-    pub const DEVICE_NOT_CONNECTED: &str = "device_not_connected";
+    pub const VF_NOT_CONNECTED: &str = "vf_not_connected";
 }
 
 /// Statistics of one relay since the daemon started.

@@ -23,23 +23,24 @@ const LIFETIME: Duration = Duration::from_secs(120);
 /// Enough for any request line and headers of ours; hyper's smallest is 8 KiB.
 const HEADER_BYTES: usize = 16 * 1024;
 
-/// What a client beyond the limit reads: nothing of its own has been looked at, so it may simply try again.
-const FULL: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n\
-    Connection: close\r\nContent-Length: 162\r\n\r\n\
-    {\"type\":\"about:blank\",\"title\":\"Not available now\",\"status\":503,\"code\":\"unavailable\",\
-    \"detail\":\"the control socket has too many connections\",\"remedy\":\"try again\"}\r\n";
+/// Time that a client beyond the limit has to send what is answered with 503.
+const LOBBY_TIME: Duration = Duration::from_millis(500);
 
 /// Accepts connections and keeps count of them.
+///
+/// Connections beyond the limit go to the lobby, as many again, where they hear that the house is full; the rest are
+/// closed without a word.
 pub(super) struct Acceptor {
     places: Arc<Semaphore>,
+    lobby: Arc<Semaphore>,
     limits: Limits,
     stop: watch::Sender<bool>,
 }
 
 impl Acceptor {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { places: Arc::new(Semaphore::new(limits.connections)), limits, stop: watch::Sender::new(false) }
+        let places = || Arc::new(Semaphore::new(limits.connections));
+        Self { places: places(), lobby: places(), limits, stop: watch::Sender::new(false) }
     }
 
     /// Serves the Unix socket, until dropped.
@@ -84,13 +85,14 @@ impl Acceptor {
                     continue;
                 }
             };
-            match self.places.clone().try_acquire_owned() {
-                Ok(place) => {
-                    let service = router(&stream);
-                    tokio::spawn(serve(stream, service, self.limits, self.stop.subscribe(), place));
-                }
-                Err(_) => stream.write_once(FULL),
-            }
+            let (service, time, place) = match self.places.clone().try_acquire_owned() {
+                Ok(place) => (router(&stream), self.limits.request, place),
+                Err(_) => match self.lobby.clone().try_acquire_owned() {
+                    Ok(place) => (routes::full(), LOBBY_TIME, place),
+                    Err(_) => continue,
+                },
+            };
+            tokio::spawn(serve(stream, service, time, self.stop.subscribe(), place));
         }
     }
 
@@ -105,36 +107,24 @@ impl Acceptor {
 }
 
 /// A connected socket.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// Writes what fits at once.
-    fn write_once(&self, bytes: &[u8]);
-}
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
-impl Stream for tokio::net::UnixStream {
-    fn write_once(&self, bytes: &[u8]) {
-        // A client that hears nothing still sees its connection closed.
-        let _ = self.try_write(bytes);
-    }
-}
-
-impl Stream for tokio::net::TcpStream {
-    fn write_once(&self, bytes: &[u8]) {
-        let _ = self.try_write(bytes);
-    }
-}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 
 async fn serve<S: Stream>(
     stream: S,
     router: Router,
-    limits: Limits,
+    request_time: Duration,
     mut stop: watch::Receiver<bool>,
     place: OwnedSemaphorePermit,
 ) {
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.request)
+        .header_read_timeout(request_time)
         .max_header_size(HEADER_BYTES)
+        // `printf … | nc -U -N` closes its sending side at once and still wants the reply.
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
@@ -153,18 +143,4 @@ async fn serve<S: Stream>(
         tracing::debug!("control server: connection ended: {error}");
     }
     drop(place);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::{Problem, ProblemCode};
-
-    #[test]
-    fn the_answer_to_one_client_too_many_is_well_formed() {
-        let text = std::str::from_utf8(FULL).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("Content-Length: {}", body.len())), "{}", body.len());
-        assert_eq!(serde_json::from_str::<Problem>(body).unwrap().code, ProblemCode::Unavailable);
-    }
 }

@@ -94,11 +94,21 @@ pub(super) fn metrics(daemon: Arc<dyn Daemon>) -> Router {
         .with_state(App { daemon, request_time: Duration::ZERO })
 }
 
-/// The same answer to whatever is asked.
+/// For peers that may not ask anything.
 pub(super) fn refusal(reason: String) -> Router {
-    let problem = Problem::new(ProblemCode::PermissionDenied, reason)
-        .with_remedy("become root, or join the group that owns the control socket");
-    Router::new().fallback(async move || problem.clone())
+    let problem = Problem::new(ProblemCode::PermissionDenied, reason);
+    always(problem.with_remedy("become root, or join the group that owns the control socket"))
+}
+
+/// For peers that came while the house is full. Nothing of what they ask is done, so that they may simply ask again.
+pub(super) fn full() -> Router {
+    let problem = Problem::new(ProblemCode::Unavailable, "the daemon has too many control connections");
+    always(problem.with_remedy("try again in a second"))
+}
+
+/// One answer to whatever is asked, and the end of the connection.
+fn always(problem: Problem) -> Router {
+    Router::new().fallback(async move || ([(header::CONNECTION, "close")], problem.clone()))
 }
 
 async fn not_found(uri: Uri) -> Problem {
