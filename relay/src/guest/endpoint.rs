@@ -21,6 +21,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// A listening vhost-user socket. Dropping it disconnects its guest and removes the socket.
 #[derive(Debug)]
 pub struct Endpoint {
+    relay: u32,
     path: PathBuf,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -37,10 +38,16 @@ impl Endpoint {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let server =
             Server { relay, listener, path: path.to_owned(), options, stop: Arc::clone(&stop), guest: None };
-        let name = format!("vhost-{}", server.relay.id());
+        let id = server.relay.id();
+        let name = format!("vhost-{id}");
         let thread =
             std::thread::Builder::new().name(name).stack_size(256 * 1024).spawn(move || server.run())?;
-        Ok(Endpoint { path: path.to_owned(), stop, thread: Some(thread) })
+        Ok(Endpoint { relay: id, path: path.to_owned(), stop, thread: Some(thread) })
+    }
+
+    /// Virtio-id of the relay.
+    pub fn relay(&self) -> u32 {
+        self.relay
     }
 
     /// The socket's path.
