@@ -1,0 +1,4 @@
+#![forbid(unsafe_code)]
+//! The daemon: configuration, workers, placement, life cycle.
+
+pub mod config;
