@@ -15,7 +15,6 @@ mod sockets;
 mod toml_file;
 mod validate;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +31,9 @@ pub use options::{Command, CommandLine, Options};
 pub use sockets::SocketPattern;
 use validate::Validator;
 
+use crate::placement::Pins;
+use crate::worker::Idle;
+
 /// Directory of the vhost-user sockets, as the documentation of the C daemon has it.
 pub const DEFAULT_VHOST_PATH: &str = "/tmp/virtio-forwarder";
 
@@ -47,7 +49,7 @@ pub struct Config {
     /// Devices to add at start; no relay and no device occurs twice.
     pub devices: Vec<InitialDevice>,
     /// Relays that are pinned to CPUs, all of them among `cpus`.
-    pub pins: BTreeMap<u32, Pin>,
+    pub pins: Pins,
     /// What VMs are offered.
     pub guest: GuestOffer,
     /// Token for VFs whose PF is held by VFIO, too.
@@ -93,15 +95,6 @@ pub struct InitialDevice {
     pub device: DeviceSpec,
 }
 
-/// The CPUs of a pinned relay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pin {
-    /// CPU for frames to the VM.
-    pub vf_to_vm: usize,
-    /// CPU for frames from the VM.
-    pub vm_to_vf: usize,
-}
-
 /// What VMs are offered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GuestOffer {
@@ -111,16 +104,6 @@ pub struct GuestOffer {
     pub jumbo: bool,
     /// TCP segmentation offload.
     pub segmentation: bool,
-}
-
-/// What a worker does when there is nothing to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Idle {
-    /// Sleep, a little.
-    #[default]
-    Adaptive,
-    /// Go on polling.
-    Poll,
 }
 
 /// A threshold of the log as syslog counts: 0 (emergencies) to 7 (debugging).

@@ -51,7 +51,7 @@ fn without_any_word_there_is_a_configuration() {
     assert_eq!((config.sockets.owner, config.sockets.group), (None, None));
     assert!(!config.sockets.client && !config.sockets.dynamic);
     assert_eq!(config.guest, GuestOffer::default());
-    assert_eq!((config.devices, config.pins), (vec![], BTreeMap::new()));
+    assert_eq!((config.devices, config.pins), (vec![], Pins::new()));
     assert_eq!(config.vf_token, None);
     assert_eq!((config.log_level.number(), config.log_level.filter()), (6, LevelFilter::INFO));
     assert_eq!(config.idle, Idle::Adaptive);
@@ -120,8 +120,8 @@ fn everything_can_be_said_in_each_place() {
     assert_eq!((by_toml.sockets.owner, by_toml.sockets.group), (Some(0), Some(0)));
     assert_eq!(by_toml.devices.len(), 4);
     assert_eq!(by_toml.devices[0].device.to_string(), "0000:05:08.1");
-    assert_eq!(by_toml.pins[&0], Pin { vf_to_vm: 1, vm_to_vf: 2 });
-    assert_eq!(by_toml.pins[&1], Pin { vf_to_vm: 2, vm_to_vf: 2 });
+    assert_eq!(by_toml.pins[&0], (1, 2));
+    assert_eq!(by_toml.pins[&1], (2, 2));
     assert_eq!(by_toml.vf_token.as_deref(), Some("14d63f20-8445-11ea-8900-1f9ce7d5650d"));
     assert_eq!(by_toml.control.group, Some(0));
     let expected = format!("{by_toml:?}");

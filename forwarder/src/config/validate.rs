@@ -1,6 +1,5 @@
 //! From raw text to a configuration that makes sense, with all mistakes at once.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -11,7 +10,9 @@ use nix::unistd::{Group, User};
 use super::cpus::{self, Machine};
 use super::layer::{Layer, List, Notice, Sourced, Switch, Text};
 use super::sockets::SocketPattern;
-use super::{Config, DEFAULT_VHOST_PATH, GuestOffer, Idle, InitialDevice, LogLevel, Pin, Sockets};
+use super::{Config, DEFAULT_VHOST_PATH, GuestOffer, InitialDevice, LogLevel, Sockets};
+use crate::placement::Pins;
+use crate::worker::Idle;
 
 /// More relays than this would be a typing error: each has its socket, its descriptors and its memory.
 const MOST_RELAYS: u32 = 1024;
@@ -128,13 +129,15 @@ impl Validator<'_> {
         devices
     }
 
-    fn pins(&mut self, relays: u32, workers: &[usize], pins: Option<List>) -> BTreeMap<u32, Pin> {
-        let mut map = BTreeMap::new();
+    fn pins(&mut self, relays: u32, workers: &[usize], pins: Option<List>) -> Pins {
+        let mut map = Pins::new();
         for item in pins.iter().flatten() {
             for text in item.value.split(';').filter(|text| !text.trim().is_empty()) {
                 match pin(text.trim(), relays, workers) {
                     // As in the C daemon, the last one counts.
-                    Ok((relay, pin)) => drop(map.insert(relay, pin)),
+                    Ok((relay, pin)) => {
+                        map.insert(relay, pin);
+                    }
                     Err(mistake) => self.mistake(item, &mistake),
                 }
             }
@@ -253,7 +256,7 @@ fn clash(old: &InitialDevice, new: &InitialDevice) -> Option<String> {
 }
 
 /// `ID:CPU[,CPU]`.
-fn pin(text: &str, relays: u32, workers: &[usize]) -> Result<(u32, Pin), String> {
+fn pin(text: &str, relays: u32, workers: &[usize]) -> Result<(u32, (usize, usize)), String> {
     let wrong = || format!("'{text}' is no pin; write ID:CPU or ID:CPU,CPU (VF to VM, VM to VF)");
     let (id, rest) = text.split_once(':').ok_or_else(wrong)?;
     let cpu = |text: &str| -> Result<usize, String> {
@@ -265,6 +268,5 @@ fn pin(text: &str, relays: u32, workers: &[usize]) -> Result<(u32, Pin), String>
         Err(format!("'{text}' in '{id}:{rest}' is no worker CPU; those are {all} (--cpus)"))
     };
     let (first, second) = rest.split_once(',').unwrap_or((rest, rest));
-    let pin = Pin { vf_to_vm: cpu(first)?, vm_to_vf: cpu(second)? };
-    Ok((relay(id, relays)?, pin))
+    Ok((relay(id, relays)?, (cpu(first)?, cpu(second)?)))
 }
