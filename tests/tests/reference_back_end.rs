@@ -11,7 +11,7 @@ use relay::driver::nic::{GuestNic, NicOptions};
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringRwLock, VringT};
-use virtio_queue::QueueOwnedT;
+use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
@@ -50,7 +50,10 @@ impl VhostUserBackendMut for Echo {
     fn handle_event(&mut self, _: u16, _: EventSet, rings: &[VringRwLock], _: usize) -> std::io::Result<()> {
         let memory = self.memory.memory();
         let (mut receive, mut transmit) = (rings[0].get_mut(), rings[1].get_mut());
-        let chains: Vec<_> = transmit.get_queue_mut().iter(memory.clone()).unwrap().collect();
+        // It is called as soon as one of the rings runs.
+        let ready = receive.get_queue().ready() && transmit.get_queue().ready();
+        let Some(chains) = transmit.get_queue_mut().iter(memory.clone()).ok().filter(|_| ready) else { return Ok(()) };
+        let chains: Vec<_> = chains.collect();
         for chain in chains {
             let mut bytes = Vec::new();
             for piece in chain.clone() {
