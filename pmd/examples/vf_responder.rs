@@ -221,7 +221,7 @@ fn main() -> Result<(), Failure> {
     let mut vfs =
         options.addresses.iter().map(|address| Vf::open(*address)).collect::<Result<Vec<_>, _>>()?;
     let mut burst = Burst::new();
-    let mut scratch = vec![Vec::with_capacity(ROOM); pmd::frame::BURST_FRAMES];
+    let mut scratch = vec![vec![0; ROOM]; pmd::frame::BURST_FRAMES];
     let end = Instant::now() + Duration::from_secs(options.seconds);
     let mut next = Instant::now();
     while Instant::now() < end && !vfs.is_empty() {

@@ -209,6 +209,12 @@ impl Igbvf {
                  ip link set {place} trust on"
             ));
         }
+        if self.wishes.hashed_groups {
+            notices.push(format!(
+                "{name} is QEMU's model, which does not deliver all multicast groups when asked to: only common ones \
+                 and those of IPv6 addresses made of {mac} or of low numbers arrive"
+            ));
+        }
         notices
     }
 
@@ -222,7 +228,7 @@ impl Igbvf {
         write(RXDCTL, 0);
         base(RDBAL, RDBAH, receive);
         write(RDLEN, RING_BYTES as u32);
-        write(SRRCTL, SRRCTL_ONE_BUFFER | SRRCTL_DROP | BUFFER_SIZE / SRRCTL_UNIT);
+        write(SRRCTL, SRRCTL_ONE_BUFFER | SRRCTL_DROP | (BUFFER_SIZE / SRRCTL_UNIT));
         write(RDH, 0);
         write(RDT, 0);
         write(RXDCTL, DCTL_ENABLE | RXDCTL_THRESHOLDS);
