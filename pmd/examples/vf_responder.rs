@@ -217,6 +217,7 @@ impl Vf {
 }
 
 fn main() -> Result<(), Failure> {
+    tracing_subscriber::fmt().with_env_filter("info,pmd=debug").with_ansi(false).init();
     let options = options()?;
     let mut vfs =
         options.addresses.iter().map(|address| Vf::open(*address)).collect::<Result<Vec<_>, _>>()?;

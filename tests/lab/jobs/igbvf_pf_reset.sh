@@ -16,4 +16,6 @@ expect 'MacChanged(52:54:00:00:00:77)'
 ip neigh flush dev "$N1"
 check ping -A -c 100 -w 20 -q 10.0.0.9
 stop_responder
+# Counters that the reset has cleared go on from where they were.
+check grep -Eq 'rx_frames: [0-9]{3,4},' "$LOG"
 finish
