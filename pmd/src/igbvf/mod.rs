@@ -270,6 +270,12 @@ impl Igbvf {
         }
     }
 
+    fn count(&mut self) {
+        if self.state != State::Gone {
+            self.statistics.update(&*self.registers);
+        }
+    }
+
     fn gone(&mut self, reason: String) -> DeviceEvent {
         self.state = State::Gone;
         DeviceEvent::Gone { reason }
@@ -282,9 +288,12 @@ impl Igbvf {
         running.then_some(DeviceEvent::ResetNeeded { reason })
     }
 
-    fn read_link(&self, status: u32) -> Link {
-        let alive = matches!(self.state, State::Ready | State::Running);
-        if !alive || status & STATUS_LU == 0 {
+    fn read_link(&self) -> Link {
+        if !matches!(self.state, State::Ready | State::Running) {
+            return Link::Down;
+        }
+        let status = self.registers.read(STATUS);
+        if status & STATUS_LU == 0 {
             return Link::Down;
         }
         let speed = match status >> STATUS_SPEED_SHIFT & 3 {
@@ -359,29 +368,31 @@ impl Device for Igbvf {
     }
 
     fn stop(&mut self, queues: Queues) {
-        self.statistics.update(&*self.registers);
+        self.count();
         self.quiesce();
         drop(queues);
     }
 
     fn service(&mut self) -> Vec<DeviceEvent> {
+        // Every read of a device that has left costs a time-out of the bus.
+        let mut link = Link::Down;
         if self.state != State::Gone {
             let event = self.look_around();
             self.events.extend(event);
+            link = self.read_link();
         }
-        let link = self.read_link(self.registers.read(STATUS));
         if self.link.replace(link) != Some(link) {
             self.events.push(DeviceEvent::Link(link));
         }
         self.calls = self.calls.wrapping_add(1);
         if self.calls.is_multiple_of(COUNTERS_EVERY) {
-            self.statistics.update(&*self.registers);
+            self.count();
         }
         std::mem::take(&mut self.events)
     }
 
     fn statistics(&mut self) -> DeviceStatistics {
-        self.statistics.update(&*self.registers);
+        self.count();
         DeviceStatistics {
             rx_errors: self.receive.errors.load(Ordering::Relaxed),
             tx_errors: self.transmit.errors.load(Ordering::Relaxed),
