@@ -56,6 +56,9 @@ const _: () = assert!(RECEIVE_BYTES / BUFFER_SIZE as usize > 3 * RING as usize /
 /// Looks at a queue that is being enabled, and the time between two: 100 ms.
 const ENABLE_LOOKS: u32 = 100;
 const ENABLE_INTERVAL: Duration = Duration::from_millis(1);
+/// Looks at a queue that is being disabled, and the time between two: 10 ms.
+const DISABLE_LOOKS: u32 = 100;
+const DISABLE_INTERVAL: Duration = Duration::from_micros(100);
 /// Calls of `service` between two looks at the counters, which must not wrap in between: about 1 s.
 const COUNTERS_EVERY: u32 = 20;
 
@@ -259,11 +262,12 @@ impl Igbvf {
 
     /// Ends all DMA of the queues.
     fn quiesce(&mut self) {
-        let quiet = [RXDCTL, TXDCTL].map(|dctl| tx::disable(&*self.registers, dctl));
+        let quiet = [RXDCTL, TXDCTL].map(|dctl| disable(&*self.registers, dctl));
+        // A function that cannot be reset either is kept from the bus.
         if quiet.contains(&false)
-            && let Err(cause) = self.function.reset()
+            && let Err(cause) = self.function.reset().or_else(|_| self.function.set_bus_master(false))
         {
-            tracing::debug!(device = %self.identity.name, %cause, "not reset");
+            tracing::debug!(device = %self.identity.name, %cause, "neither reset nor kept from the bus");
         }
         if self.state != State::Gone {
             self.state = State::Stopped;
@@ -346,7 +350,12 @@ impl Device for Igbvf {
         tracing::debug!(device = %name, bytes = memory.len(), huge = memory.is_huge(), "DMA memory");
         let [receive, transmit, receive_buffers, transmit_buffers] =
             memory.carve([RING_BYTES, RING_BYTES, RECEIVE_BYTES, TRANSMIT_BYTES])?;
-        if let Err(cause) = self.enable(&receive, &transmit) {
+        let enabled = self
+            .function
+            .set_bus_master(true)
+            .map_err(|cause| DeviceError::Failed(format!("{name}: cannot allow it DMA: {cause}; see dmesg")))
+            .and_then(|()| self.enable(&receive, &transmit));
+        if let Err(cause) = enabled {
             self.quiesce();
             return Err(cause);
         }
@@ -405,6 +414,22 @@ impl Drop for Igbvf {
     fn drop(&mut self) {
         self.quiesce();
     }
+}
+
+/// Switches the queue with the control register `dctl` off; whether the device confirmed it within 10 ms.
+fn disable(registers: &dyn Registers, dctl: u32) -> bool {
+    let value = registers.read(dctl);
+    if value == ALL_ONES {
+        return false;
+    }
+    registers.write(dctl, value & !DCTL_ENABLE);
+    for _ in 0..DISABLE_LOOKS {
+        if registers.read(dctl) & DCTL_ENABLE == 0 {
+            return true;
+        }
+        thread::sleep(DISABLE_INTERVAL);
+    }
+    false
 }
 
 #[cfg(test)]
