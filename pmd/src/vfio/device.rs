@@ -14,7 +14,7 @@ use vfio_bindings::bindings::vfio::{
 use vfio_ioctls::{VfioDevice, VfioError, VfioOps, VfioRegionInfoCap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::container::AddressSpace;
+use super::container::{AddressSpace, Claim};
 use crate::device::DeviceError;
 use crate::memory::DmaMap;
 use crate::pci::{Address, PciFunction, Ready, Sysfs};
@@ -47,7 +47,8 @@ pub struct Function {
     device: ManuallyDrop<VfioDevice>,
     /// Where the configuration space starts in the device file.
     config: u64,
-    space: Arc<AddressSpace>,
+    /// Given back when the device is closed.
+    claim: Claim,
     removal: Option<EventFd>,
 }
 
@@ -55,7 +56,7 @@ impl fmt::Debug for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Function")
             .field("address", &self.address)
-            .field("space", &self.space)
+            .field("claim", &self.claim)
             .finish_non_exhaustive()
     }
 }
@@ -65,15 +66,9 @@ impl Function {
     ///
     /// Functions of one IOMMU group share an address space.
     pub fn open(sysfs: &Sysfs, address: Address, ready: &Ready) -> Result<Arc<Self>, DeviceError> {
-        let space = AddressSpace::of_group(ready.group)?;
-        if Arc::strong_count(&space) > 1 {
-            tracing::info!(
-                %address, group = ready.group,
-                "shares its IOMMU group, and so its IO address space, with another device in use; zero-copy is refused there"
-            );
-        }
+        let claim = AddressSpace::of_group(ready.group)?.claim(address)?;
         let node = sysfs.device(address);
-        let container: Arc<dyn VfioOps> = Arc::clone(space.container()) as Arc<dyn VfioOps>;
+        let container: Arc<dyn VfioOps> = Arc::clone(claim.space().container()) as Arc<dyn VfioOps>;
         let device = VfioDevice::new(&node, container, false)
             .map_err(|cause| open_error(address, ready.group, &cause))?;
         let function = Self {
@@ -82,7 +77,7 @@ impl Function {
             config: device.get_region_offset(VFIO_PCI_CONFIG_REGION_INDEX),
             removal: removal_notice(&device),
             device: ManuallyDrop::new(device),
-            space,
+            claim,
         };
         let failed = |what: &str, cause: io::Error| {
             DeviceError::Failed(format!("{address}: cannot {what}: {cause}; see dmesg"))
@@ -155,11 +150,11 @@ impl Drop for Function {
 impl DmaMap for Function {
     unsafe fn map(&self, ptr: *mut u8, len: usize, align: usize) -> Result<u64, DeviceError> {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.space.map(ptr, len, align) }
+        unsafe { self.claim.space().map(ptr, len, align) }
     }
 
     fn unmap(&self, iova: u64, len: usize) {
-        self.space.unmap(iova, len);
+        self.claim.space().unmap(iova, len);
     }
 }
 
