@@ -4,14 +4,14 @@ use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_REQ_IRQ_INDEX, VFIO_REGION_INFO_FLAG_MMAP,
     VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
 };
-use vfio_ioctls::{VfioDevice, VfioError, VfioOps, VfioRegionInfoCap};
+use vfio_ioctls::{VfioContainer, VfioDevice, VfioError, VfioOps, VfioRegionInfoCap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::container::{AddressSpace, Claim};
@@ -143,7 +143,13 @@ impl Drop for Function {
         }
         // SAFETY: `device` is taken here only, and `self` is not used afterwards.
         let device = unsafe { ManuallyDrop::take(&mut self.device) };
-        close(device, &self.node);
+        // `VfioDevice`'s own drop takes the group out of the container: it panics where the function has left sysfs, and
+        // fails where another function of the group is open.
+        if self.claim.is_alone() && self.node.join("iommu_group").exists() {
+            drop(device);
+        } else {
+            close(device, self.claim.space().container());
+        }
     }
 }
 
@@ -182,15 +188,13 @@ impl PciFunction for Function {
     }
 }
 
-/// `VfioDevice`'s own drop looks the group up in sysfs and panics where the function has left it.
-fn close(device: VfioDevice, node: &Path) {
-    if node.join("iommu_group").exists() {
-        drop(device);
-    } else {
-        let device = ManuallyDrop::new(device);
-        // SAFETY: the descriptor belongs to `device`, which is never used or dropped after this.
-        unsafe { libc::close(device.as_raw_fd()) };
-    }
+/// Closes a device and leaves its group in `container`, with which it was opened; the group goes when that is closed.
+fn close(device: VfioDevice, container: &Arc<VfioContainer>) {
+    let device = ManuallyDrop::new(device);
+    // SAFETY: the descriptor belongs to `device`, which is never used or dropped after this.
+    unsafe { libc::close(device.as_raw_fd()) };
+    // SAFETY: `device` holds one count of this container, which it will never give back itself; `container` is another.
+    unsafe { Arc::decrement_strong_count(Arc::as_ptr(container)) };
 }
 
 /// Accesses to the configuration space are whole or failed.
