@@ -1,2 +1,115 @@
-//! Project tasks.
-fn main() {}
+//! Project tasks: `cargo xtask test` installs what the tests need and runs all of them.
+
+mod job;
+mod packages;
+mod report;
+mod sets;
+mod tools;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use sets::{NIGHTLY, SETS, Set};
+
+/// Project tasks.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the tests need, if it is missing (Debian 12, root)
+    Setup,
+    /// Install what the tests need and run them all
+    Test {
+        /// Run these sets only (the binaries are built in any case)
+        #[arg(long, value_name = "SET", value_delimiter = ',')]
+        only: Vec<String>,
+        /// Run only the scenarios whose name contains this
+        #[arg(long, value_name = "TEXT")]
+        scenario: Option<String>,
+        /// List the sets and their scenarios and run nothing
+        #[arg(long)]
+        list: bool,
+    },
+    /// Run the long sets that `test` leaves out
+    Nightly {
+        /// Run only the scenarios whose name contains this
+        #[arg(long, value_name = "TEXT")]
+        scenario: Option<String>,
+    },
+}
+
+/// Where things are, and what was asked for.
+pub struct Context {
+    /// The checkout.
+    root: PathBuf,
+    /// Cargo's target folder.
+    target: PathBuf,
+    /// Part of the names of the scenarios to run.
+    scenario: Option<String>,
+}
+
+impl Context {
+    fn new(scenario: Option<String>) -> Self {
+        let root =
+            Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("/")).to_owned();
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        Self { root, target, scenario }
+    }
+
+    /// The folder for the logs of a set.
+    fn logs(&self, set: &str) -> PathBuf {
+        self.target.join("tests").join(set)
+    }
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Setup => sets::setup(&Context::new(None)).map(|()| true),
+        Task::Test { list: true, scenario, .. } => sets::list(&Context::new(scenario)).map(|()| true),
+        Task::Test { only, scenario, .. } => {
+            select(&only).and_then(|sets| run(&Context::new(scenario), &sets))
+        }
+        Task::Nightly { scenario } => run(&Context::new(scenario), &NIGHTLY.iter().collect::<Vec<_>>()),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The sets of these names, or all; the builds of the later ones are in the first, so that it is always there.
+fn select(only: &[String]) -> anyhow::Result<Vec<&'static Set>> {
+    for name in only {
+        if !SETS.iter().any(|set| set.name == name) {
+            let names: Vec<_> = SETS.iter().map(|set| set.name).collect();
+            anyhow::bail!("no set '{name}'; the sets are {}", names.join(", "));
+        }
+    }
+    Ok(SETS.iter().filter(|set| only.is_empty() || only.iter().any(|name| name == set.name)).collect())
+}
+
+/// Runs the sets, prints the table; whether all is well.
+fn run(context: &Context, sets: &[&Set]) -> anyhow::Result<bool> {
+    sets::check_selection(context, sets)?;
+    sets::setup(context)?;
+    let mut results = Vec::new();
+    if !sets.iter().any(|set| set.builds) {
+        sets::build_binaries(context)?;
+    }
+    for set in sets {
+        results.push(report::run_set(context, set));
+    }
+    report::print_table(&results);
+    Ok(results.iter().all(|result| result.failures.is_empty()))
+}

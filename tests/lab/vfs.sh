@@ -1,0 +1,81 @@
+# shellcheck shell=bash
+# For the head of a lab job: SR-IOV and VFIO on the lab's 82576.
+#
+#   make_vfs N        N fresh VFs, VF n with MAC 52:54:00:00:00:1n; sets PF (netdev), VF0, VF1 ... (PCI addresses)
+#   load_vfio         the kernel's VFIO modules
+#   bind_vfio ADDR... hand PCI functions to vfio-pci, whatever drives them now
+#   kernel_vf ADDR NETDEV CIDR...  hand a VF to the kernel's igbvf and give it a name and addresses
+#   hugepages N       N pages of 2 MiB, and hugetlbfs on /dev/hugepages
+
+# The order matters: VFs first, PF up second, wait for link, MACs third, VF drivers last. Any other order leaves the
+# VF mailbox unanswered and the VF with a random MAC and no carrier. Called again it starts from no VFs.
+make_vfs() {
+    local n=$1 i dev
+    for dev in /sys/class/net/*; do
+        if [ -e "$dev/device/sriov_totalvfs" ]; then PF=$(basename "$dev"); fi
+    done
+    ip link set lo up
+    ip link set "$PF" down
+    echo 0 > "/sys/class/net/$PF/device/sriov_numvfs"
+    echo "$n" > "/sys/class/net/$PF/device/sriov_numvfs"
+    ip link set "$PF" up
+    for ((i = 0; i < 200; i++)); do
+        if [ "$(cat "/sys/class/net/$PF/carrier")" = 1 ]; then break; fi
+        sleep 0.1
+    done
+    for ((i = 0; i < n; i++)); do
+        ip link set "$PF" vf "$i" mac "52:54:00:00:00:1$i"
+        printf -v "VF$i" %s "$(basename "$(readlink "/sys/class/net/$PF/device/virtfn$i")")"
+    done
+}
+
+# load MODULE...: in this order; one that is loaded already, or built into the kernel, is passed over
+load() {
+    local m
+    for m in "$@"; do
+        if [ -e "/mods/$m.ko" ] && [ ! -e "/sys/module/${m//-/_}" ]; then insmod "/mods/$m.ko"; fi
+    done
+}
+
+# load_vfio [allow_unsafe_interrupts=1]: the parameter is needed with `# lab: IOMMU=virtio`, which remaps no interrupts
+load_vfio() {
+    load irqbypass vfio iommufd
+    [ -e /sys/module/vfio_iommu_type1 ] || insmod /mods/vfio_iommu_type1.ko "$@"
+    load vfio-pci-core vfio-pci
+}
+
+bind_driver() {
+    local driver=$1 address=$2 device=/sys/bus/pci/devices/$2
+    if [ -e "$device/driver" ]; then echo "$address" > "$device/driver/unbind"; fi
+    echo "$driver" > "$device/driver_override"
+    echo "$address" > /sys/bus/pci/drivers_probe
+}
+
+bind_vfio() {
+    local address
+    for address in "$@"; do bind_driver vfio-pci "$address"; done
+}
+
+kernel_vf() {
+    local address=$1 name=$2 i
+    shift 2
+    load igbvf
+    bind_driver igbvf "$address"
+    ip link set "$(ls "/sys/bus/pci/devices/$address/net")" name "$name"
+    ip link set "$name" up
+    for i in "$@"; do
+        # nodad: an IPv6 address is usable at once
+        case $i in *:*) ip -6 addr add "$i" dev "$name" nodad;; *) ip addr add "$i" dev "$name";; esac
+    done
+    for ((i = 0; i < 100; i++)); do
+        if [ "$(cat "/sys/class/net/$name/carrier" 2> /dev/null)" = 1 ]; then return 0; fi
+        sleep 0.1
+    done
+    echo "no carrier on $name" >&2
+    return 1
+}
+
+hugepages() {
+    echo "$1" > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
+    grep -q ' /dev/hugepages ' /proc/mounts || mount -t hugetlbfs nodev /dev/hugepages
+}

@@ -1,0 +1,283 @@
+//! The sets of tests: what each runs, and how long it may take.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::Context;
+use crate::job::{self, Job};
+use crate::{packages, tools};
+
+/// What is wrong after a set was run.
+type Failures = Vec<String>;
+
+/// Tests that are run and timed together.
+pub struct Set {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// One line for people.
+    pub about: &'static str,
+    /// The time that it should take on two cores.
+    pub budget: Duration,
+    /// Whether it builds the binaries that scenarios run.
+    pub builds: bool,
+    /// Runs it.
+    pub run: fn(&Context) -> Result<Failures>,
+}
+
+/// What `cargo xtask test` runs, in this order.
+pub const SETS: &[Set] = &[
+    Set {
+        name: "build",
+        about: "format, lints, release binaries",
+        budget: minutes(8),
+        builds: true,
+        run: build,
+    },
+    Set { name: "unit", about: "all that `cargo test` runs", budget: minutes(3), builds: false, run: unit },
+    Set {
+        name: "interop",
+        about: "DPDK's virtio_user as the VM",
+        budget: minutes(5),
+        builds: false,
+        run: interop,
+    },
+    Set { name: "vm", about: "a Linux guest in QEMU", budget: minutes(3), builds: false, run: vm },
+    Set {
+        name: "lab",
+        about: "VFs, VFIO and an IOMMU in a machine",
+        budget: minutes(5),
+        builds: false,
+        run: lab,
+    },
+];
+
+/// What `cargo xtask nightly` runs.
+pub const NIGHTLY: &[Set] = &[
+    Set {
+        name: "nightly-deny",
+        about: "licences and sources",
+        budget: minutes(15),
+        builds: false,
+        run: deny,
+    },
+    Set { name: "nightly-lab", about: "long lab jobs", budget: minutes(60), builds: false, run: nightly_lab },
+];
+
+const fn minutes(n: u64) -> Duration {
+    Duration::from_secs(n * 60)
+}
+
+/// Installs what the sets need. Quick when nothing is missing.
+pub fn setup(context: &Context) -> Result<()> {
+    packages::install()?;
+    // It returns at once when there is nothing to do, and says what is missing when it cannot.
+    tools::logged(
+        Command::new(context.root.join("tests/lab/lab")).arg("setup"),
+        &context.logs("setup").join("lab.log"),
+    )
+}
+
+/// Prints the sets and their scenarios.
+pub fn list(context: &Context) -> Result<()> {
+    for set in SETS.iter().chain(NIGHTLY) {
+        println!("{:<16} {} ({} min)", set.name, set.about, set.budget.as_secs() / 60);
+        for job in scenarios(context, set.name)? {
+            println!("    {:<24} {} checks, at most {} s", job.name, job.expected.len(), job.timeout);
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a `--scenario` that no scenario matches: a run of nothing would look like success.
+pub fn check_selection(context: &Context, sets: &[&Set]) -> Result<()> {
+    let Some(part) = &context.scenario else { return Ok(()) };
+    for set in sets {
+        if !scenarios(context, set.name)?.is_empty() {
+            return Ok(());
+        }
+    }
+    bail!("no scenario's name contains '{part}'; see 'cargo xtask test --list'")
+}
+
+/// The scenarios of a set that were asked for.
+fn scenarios(context: &Context, set: &str) -> Result<Vec<Job>> {
+    let (folder, nightly) = match set {
+        "interop" => ("tests/interop", false),
+        "vm" => ("tests/vm", false),
+        "lab" => ("tests/lab/jobs", false),
+        "nightly-lab" => ("tests/lab/jobs", true),
+        _ => return Ok(Vec::new()),
+    };
+    let mut jobs = job::read_folder(&context.root.join(folder))?;
+    jobs.retain(|job| job.nightly == nightly);
+    jobs.retain(|job| context.scenario.as_deref().is_none_or(|part| job.name.contains(part)));
+    Ok(jobs)
+}
+
+fn cargo(context: &Context, arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    command.current_dir(&context.root).args(arguments);
+    // What cargo tells this program about its own build is not for the programs that it starts.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARGO_PKG_"))
+    {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// The binaries that the scenarios run: one profile for all of them, the one that users get.
+pub fn build_binaries(context: &Context) -> Result<()> {
+    let mut command =
+        cargo(context, &["build", "--release", "--package", "forwarder", "--package", "control"]);
+    tools::logged(&mut command, &context.logs("build").join("release.log"))
+}
+
+fn build(context: &Context) -> Result<Failures> {
+    let logs = context.logs("build");
+    let mut failures = Vec::new();
+    let mut step = |name: &str, command: &mut Command| {
+        let start = Instant::now();
+        match tools::logged(command, &logs.join(format!("{name}.log"))) {
+            Ok(()) => println!("   {name}: ok, {:.0} s", start.elapsed().as_secs_f64()),
+            Err(error) => failures.push(format!("{name}: {error:#}")),
+        }
+    };
+    step("fmt", &mut cargo(context, &["fmt", "--all", "--check"]));
+    step("clippy", &mut cargo(context, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
+    step("shellcheck", Command::new("bash").current_dir(&context.root).arg("tests/shellcheck"));
+    if tools::installed("cargo-deny") {
+        step("deny", &mut cargo(context, &["deny", "--offline", "check", "bans", "licenses", "sources"]));
+    } else {
+        println!("   deny: cargo-deny is not installed, left to 'cargo xtask nightly'");
+    }
+    let start = Instant::now();
+    match build_binaries(context) {
+        Ok(()) => println!("   release: ok, {:.0} s", start.elapsed().as_secs_f64()),
+        Err(error) => failures.push(format!("release: {error:#}")),
+    }
+    Ok(failures)
+}
+
+fn unit(context: &Context) -> Result<Failures> {
+    let logs = context.logs("unit");
+    let tests: &[&str] = if tools::installed("cargo-nextest") {
+        &["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests", "pass"]
+    } else {
+        &["test", "--workspace", "--all-targets", "--no-fail-fast"]
+    };
+    let mut failures = Vec::new();
+    for (name, arguments) in [("tests", tests), ("doc", &["test", "--workspace", "--doc"])] {
+        if let Err(error) = tools::logged(&mut cargo(context, arguments), &logs.join(format!("{name}.log"))) {
+            failures.push(format!("{name}: {error:#}"));
+        }
+    }
+    Ok(failures)
+}
+
+fn deny(context: &Context) -> Result<Failures> {
+    let logs = context.logs("nightly-deny");
+    if !tools::installed("cargo-deny") {
+        let mut install = cargo(context, &["install", "--locked", "cargo-deny"]);
+        tools::logged(&mut install, &logs.join("install.log"))?;
+    }
+    tools::logged(&mut cargo(context, &["deny", "check"]), &logs.join("deny.log"))?;
+    Ok(Vec::new())
+}
+
+fn interop(context: &Context) -> Result<Failures> {
+    on_this_machine(context, "interop")
+}
+
+fn vm(context: &Context) -> Result<Failures> {
+    on_this_machine(context, "vm")
+}
+
+/// Runs the scenarios of a set one after the other on this machine.
+fn on_this_machine(context: &Context, set: &str) -> Result<Failures> {
+    need_root(set)?;
+    let mut failures = Vec::new();
+    for job in scenarios(context, set)? {
+        let logs = context.logs(set).join(&job.name);
+        clean(&logs)?;
+        let console = logs.join("console.log");
+        let start = Instant::now();
+        let mut command = Command::new("timeout");
+        command
+            .current_dir(&context.root)
+            .args(["-k", "15", &job.timeout.to_string(), "bash"])
+            .arg(&job.path)
+            .env("TARGET", context.target.join("release"))
+            .env("SCENARIO_OUT", &logs);
+        let ended_well = tools::logged(&mut command, &console).is_ok();
+        let output = std::fs::read_to_string(&console).unwrap_or_default();
+        failures.extend(verdict(&job, &output, ended_well, start));
+    }
+    Ok(failures)
+}
+
+fn lab(context: &Context) -> Result<Failures> {
+    in_the_lab(context, "lab")
+}
+
+fn nightly_lab(context: &Context) -> Result<Failures> {
+    in_the_lab(context, "nightly-lab")
+}
+
+/// Boots a machine for the jobs that can share it, and another for the next ones.
+fn in_the_lab(context: &Context, set: &str) -> Result<Failures> {
+    need_root(set)?;
+    let mut failures = Vec::new();
+    for (number, jobs) in job::by_machine(scenarios(context, set)?).into_iter().enumerate() {
+        let logs = context.logs(set).join(format!("machine{number}"));
+        clean(&logs)?;
+        let console = logs.join("console.log");
+        let start = Instant::now();
+        let mut command = Command::new(context.root.join("tests/lab/lab"));
+        command
+            .current_dir(&context.root)
+            .arg("run")
+            .args(jobs.iter().map(|job| &job.path))
+            .env("TARGET", context.target.join("release"))
+            .env("LAB_OUT", &logs);
+        // Whether it worked is read from what each job reported; an error here is of use only when there is nothing.
+        let error = tools::logged(&mut command, &console).err();
+        let text = std::fs::read(&console).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())?;
+        if let Some(error) = error.filter(|_| !text.contains("# job ")) {
+            failures.push(format!("machine{number}: {error:#}"));
+        }
+        for job in &jobs {
+            let (output, ended_well) = job::section(&text, &job.name);
+            failures.extend(verdict(job, output, ended_well, start));
+        }
+    }
+    Ok(failures)
+}
+
+/// Judges a run, says so in one line, and names the scenario in each failure.
+fn verdict(job: &Job, output: &str, ended_well: bool, start: Instant) -> Failures {
+    let failures = job.judge(output, ended_well);
+    let seconds = start.elapsed().as_secs_f64();
+    let result = if failures.is_empty() { "ok" } else { "FAILED" };
+    println!("   {}: {result}, {} checks, {seconds:.0} s", job.name, job.expected.len());
+    failures.into_iter().map(|failure| format!("{} / {failure}", job.name)).collect()
+}
+
+fn need_root(set: &str) -> Result<()> {
+    if tools::output(Command::new("id").arg("-u"))?.trim() != "0" {
+        bail!(
+            "the set '{set}' needs root (network namespaces, taps, a machine whose root is this file system)"
+        );
+    }
+    Ok(())
+}
+
+/// An empty folder for logs: those of an earlier run would be taken for this one's.
+fn clean(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        std::fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))
+}
