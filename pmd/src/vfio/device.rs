@@ -4,17 +4,17 @@ use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_REQ_IRQ_INDEX, VFIO_REGION_INFO_FLAG_MMAP,
     VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
 };
-use vfio_ioctls::{VfioDevice, VfioError, VfioOps, VfioRegionInfoCap};
+use vfio_ioctls::{VfioContainer, VfioDevice, VfioError, VfioOps, VfioRegionInfoCap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::container::AddressSpace;
+use super::container::{AddressSpace, Claim};
 use crate::device::DeviceError;
 use crate::memory::DmaMap;
 use crate::pci::{Address, PciFunction, Ready, Sysfs};
@@ -47,7 +47,8 @@ pub struct Function {
     device: ManuallyDrop<VfioDevice>,
     /// Where the configuration space starts in the device file.
     config: u64,
-    space: Arc<AddressSpace>,
+    /// Given back when the device is closed.
+    claim: Claim,
     removal: Option<EventFd>,
 }
 
@@ -55,7 +56,7 @@ impl fmt::Debug for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Function")
             .field("address", &self.address)
-            .field("space", &self.space)
+            .field("claim", &self.claim)
             .finish_non_exhaustive()
     }
 }
@@ -65,15 +66,9 @@ impl Function {
     ///
     /// Functions of one IOMMU group share an address space.
     pub fn open(sysfs: &Sysfs, address: Address, ready: &Ready) -> Result<Arc<Self>, DeviceError> {
-        let space = AddressSpace::of_group(ready.group)?;
-        if Arc::strong_count(&space) > 1 {
-            tracing::info!(
-                %address, group = ready.group,
-                "shares its IOMMU group, and so its IO address space, with another device in use; zero-copy is refused there"
-            );
-        }
+        let claim = AddressSpace::of_group(ready.group)?.claim(address)?;
         let node = sysfs.device(address);
-        let container: Arc<dyn VfioOps> = Arc::clone(space.container()) as Arc<dyn VfioOps>;
+        let container: Arc<dyn VfioOps> = Arc::clone(claim.space().container()) as Arc<dyn VfioOps>;
         let device = VfioDevice::new(&node, container, false)
             .map_err(|cause| open_error(address, ready.group, &cause))?;
         let function = Self {
@@ -82,7 +77,7 @@ impl Function {
             config: device.get_region_offset(VFIO_PCI_CONFIG_REGION_INDEX),
             removal: removal_notice(&device),
             device: ManuallyDrop::new(device),
-            space,
+            claim,
         };
         let failed = |what: &str, cause: io::Error| {
             DeviceError::Failed(format!("{address}: cannot {what}: {cause}; see dmesg"))
@@ -93,24 +88,22 @@ impl Function {
         if flags & accessible != accessible || size < PCI_CONFIG_SIZE {
             return Err(failed("reach the configuration space", io::ErrorKind::Unsupported.into()));
         }
-        function.reset().map_err(|cause| failed("reset the function", cause))?;
-        function.set_bus_master(true).map_err(|cause| failed("allow it DMA", cause))?;
+        // What cannot be reset from outside (a VF that a virtual machine has behind a bridge to conventional PCI shows
+        // no FLR) is reset by its driver.
+        match function.reset() {
+            Err(cause) if cause.raw_os_error() != Some(libc::EINVAL) => {
+                return Err(failed("reset the function", cause));
+            }
+            _ => {}
+        }
+        // Off until the driver has its memory in place.
+        function.set_bus_master(false).map_err(|cause| failed("reach the command register", cause))?;
         Ok(Arc::new(function))
     }
 
     /// Where it sits.
     pub fn address(&self) -> Address {
         self.address
-    }
-
-    /// Allows or forbids the function to start DMA.
-    pub fn set_bus_master(&self, on: bool) -> io::Result<()> {
-        let at = self.config + PCI_COMMAND;
-        let mut command = [0; 2];
-        whole(rustix::io::pread(self, &mut command, at)?)?;
-        let old = u16::from_le_bytes(command);
-        let new = if on { old | PCI_COMMAND_MASTER } else { old & !PCI_COMMAND_MASTER };
-        whole(rustix::io::pwrite(self, &new.to_le_bytes(), at)?)
     }
 
     /// The parts of BAR `index` that can be mapped, in order.
@@ -150,18 +143,24 @@ impl Drop for Function {
         }
         // SAFETY: `device` is taken here only, and `self` is not used afterwards.
         let device = unsafe { ManuallyDrop::take(&mut self.device) };
-        close(device, &self.node);
+        // `VfioDevice`'s own drop takes the group out of the container: it panics where the function has left sysfs, and
+        // fails where another function of the group is open.
+        if self.claim.is_alone() && self.node.join("iommu_group").exists() {
+            drop(device);
+        } else {
+            close(device, self.claim.space().container());
+        }
     }
 }
 
 impl DmaMap for Function {
     unsafe fn map(&self, ptr: *mut u8, len: usize, align: usize) -> Result<u64, DeviceError> {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.space.map(ptr, len, align) }
+        unsafe { self.claim.space().map(ptr, len, align) }
     }
 
     fn unmap(&self, iova: u64, len: usize) {
-        self.space.unmap(iova, len);
+        self.claim.space().unmap(iova, len);
     }
 }
 
@@ -173,6 +172,15 @@ impl PciFunction for Function {
         if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
+    fn set_bus_master(&self, on: bool) -> io::Result<()> {
+        let at = self.config + PCI_COMMAND;
+        let mut command = [0; 2];
+        whole(rustix::io::pread(self, &mut command, at)?)?;
+        let old = u16::from_le_bytes(command);
+        let new = if on { old | PCI_COMMAND_MASTER } else { old & !PCI_COMMAND_MASTER };
+        whole(rustix::io::pwrite(self, &new.to_le_bytes(), at)?)
+    }
+
     /// The kernel asks before VFs are disabled or the device is unplugged, and waits until it is closed, for as long
     /// as it takes.
     fn removal_requested(&self) -> bool {
@@ -180,15 +188,13 @@ impl PciFunction for Function {
     }
 }
 
-/// `VfioDevice`'s own drop looks the group up in sysfs and panics where the function has left it.
-fn close(device: VfioDevice, node: &Path) {
-    if node.join("iommu_group").exists() {
-        drop(device);
-    } else {
-        let device = ManuallyDrop::new(device);
-        // SAFETY: the descriptor belongs to `device`, which is never used or dropped after this.
-        unsafe { libc::close(device.as_raw_fd()) };
-    }
+/// Closes a device and leaves its group in `container`, with which it was opened; the group goes when that is closed.
+fn close(device: VfioDevice, container: &Arc<VfioContainer>) {
+    let device = ManuallyDrop::new(device);
+    // SAFETY: the descriptor belongs to `device`, which is never used or dropped after this.
+    unsafe { libc::close(device.as_raw_fd()) };
+    // SAFETY: `device` holds one count of this container, which it will never give back itself; `container` is another.
+    unsafe { Arc::decrement_strong_count(Arc::as_ptr(container)) };
 }
 
 /// Accesses to the configuration space are whole or failed.
