@@ -24,11 +24,12 @@ ok() { echo "ok $1${2:+ - $2}"; }
 not_ok() { echo "not ok $1: $2"; failures=$((failures + 1)); }
 note() { echo "# $*"; }
 
-# check NAME COMMAND...: the check holds when the command succeeds; its output is the reason when it does not
+# check NAME COMMAND...: the check holds when the command succeeds; then what it printed by `note` is the remark, and
+# else the end of its output is the reason
 check() {
     local name=$1 output
     shift
-    if output=$("$@" 2>&1); then ok "$name"; else not_ok "$name" "$(tail -5 <<< "$output" | paste -sd '|')"; fi
+    if output=$("$@" 2>&1); then ok "$name" "$(sed -n 's/^# //p' <<< "$output" | tail -1)"; else not_ok "$name" "$(tail -5 <<< "$output" | paste -sd '|')"; fi
 }
 
 # refused NAME PATTERN COMMAND...: the command must fail (and not by a signal), and say PATTERN (extended regex)
