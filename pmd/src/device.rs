@@ -246,6 +246,8 @@ transmit_kinds! {
     Null(crate::software::null::NullTransmit),
     /// Sends into a tap interface.
     Tap(crate::software::tap::TapTransmit),
+    /// Sends through an 82576 or I350 VF.
+    Igbvf(crate::igbvf::IgbvfTransmit),
 }
 
 receive_kinds! {
@@ -253,4 +255,6 @@ receive_kinds! {
     Null(crate::software::null::NullReceive),
     /// Receives from a tap interface.
     Tap(crate::software::tap::TapReceive),
+    /// Receives from an 82576 or I350 VF.
+    Igbvf(crate::igbvf::IgbvfReceive),
 }

@@ -8,8 +8,15 @@
 
 pub mod device;
 pub mod frame;
+pub mod igbvf;
+pub mod intel;
 pub mod mac;
+pub mod memory;
+pub mod pci;
+pub mod registers;
 pub mod software;
+pub mod vf;
+pub mod vfio;
 
 pub use device::{
     Accepted, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues,
@@ -17,3 +24,5 @@ pub use device::{
 };
 pub use frame::{Burst, Frame, Frames, Segment, Token};
 pub use mac::MacAddress;
+pub use pci::Address;
+pub use vf::{VfOptions, open_vf};

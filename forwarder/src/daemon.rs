@@ -1,0 +1,242 @@
+//! The daemon's state, and what the control socket may ask of it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use control::api::{
+    AddDevice, Counters, Cpus, Device, DeviceSpec, DeviceStatistics, DirectionStatistics, Guest, Link,
+    Problem, ProblemCode, Relay as RelayInfo, RelayStatistics, RemoveDevice, Version,
+};
+use pmd::VfOptions;
+use relay::counters::{DirectionCounters, DropReason};
+use relay::guest::endpoint::Endpoint;
+use relay::relay::{DeviceState, GuestState, Relay, RelayStatus, RemoveError};
+
+use crate::device::{Opened, open, problem};
+use crate::metrics;
+
+/// Everything that serves: relays and their sockets. Workers are kept elsewhere, since they end last.
+#[derive(Debug)]
+pub struct Forwarder {
+    relays: Vec<Arc<Relay>>,
+    sockets: Vec<Option<PathBuf>>,
+    endpoints: Mutex<Vec<Endpoint>>,
+    vf_options: VfOptions,
+}
+
+impl Forwarder {
+    /// Takes relays with consecutive ids from 0 and the endpoints that serve them.
+    pub fn new(relays: Vec<Arc<Relay>>, endpoints: Vec<Endpoint>, vf_options: VfOptions) -> Self {
+        let socket = |relay: &Arc<Relay>| {
+            endpoints
+                .iter()
+                .find(|endpoint| endpoint.relay() == relay.id())
+                .map(|endpoint| endpoint.path().to_owned())
+        };
+        let sockets = relays.iter().map(socket).collect();
+        Self { relays, sockets, endpoints: Mutex::new(endpoints), vf_options }
+    }
+
+    /// Opens `spec` for relay `id`.
+    pub fn add(&self, id: u32, spec: &DeviceSpec, conditional: bool) -> Result<(), Problem> {
+        let relay = self.find(id)?;
+        let name = spec.to_string();
+        if let DeviceSpec::Vf(_) = spec
+            && let Some(other) = self.relays.iter().find(|other| other.id() != id && has_device(other, &name))
+        {
+            let detail = format!("{name} is in use by relay {}", other.id());
+            return Err(
+                Problem::new(ProblemCode::DeviceInUse, detail).with_remedy("remove it from there first")
+            );
+        }
+        let reservation = match relay.reserve(&name) {
+            Ok(reservation) => reservation,
+            Err(occupied) if conditional && occupied.device == name => return Ok(()),
+            Err(occupied) => return Err(Problem::new(ProblemCode::RelayOccupied, occupied.to_string())),
+        };
+        match open(spec, &self.vf_options).map_err(|error| problem(&error))? {
+            Opened::Cable => reservation.attach_cable(),
+            Opened::Device(device) => reservation.attach(device).map_err(|cause| {
+                Problem::new(ProblemCode::OutOfMemory, format!("no control thread for {name}: {cause}"))
+            })?,
+        }
+        Ok(())
+    }
+
+    /// Ends all guests' connections and removes all devices, so that VFs are quiet and workers have no lanes.
+    pub fn stop(&self) {
+        let endpoints = std::mem::take(&mut *self.endpoints.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(endpoints);
+        for relay in &self.relays {
+            match relay.remove_device(None) {
+                Ok(()) | Err(RemoveError::Nothing(_)) => {}
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+    }
+
+    fn find(&self, id: u32) -> Result<&Arc<Relay>, Problem> {
+        let count = self.relays.len() as u32;
+        self.relays.get(id as usize).ok_or_else(|| Problem::no_relay(id, count))
+    }
+
+    fn socket(&self, relay: &Relay) -> Option<String> {
+        self.sockets.get(relay.id() as usize)?.as_ref().map(|path| path.display().to_string())
+    }
+
+    fn describe(&self, relay: &Relay) -> RelayInfo {
+        let status = relay.status();
+        RelayInfo {
+            id: relay.id(),
+            socket: self.socket(relay),
+            active: is_active(&status),
+            guest_state: guest_state(status.guest_state),
+            device_state: device_state(status.device_state),
+            guest: status.guest.map(|guest| Guest::new(guest.features, 1)),
+            cpus: cpus(&status),
+            device: status.device.map(|device| {
+                let identity = device.identity;
+                let speed = match device.link {
+                    Some(pmd::Link::Up { speed }) => speed,
+                    _ => None,
+                };
+                Device {
+                    pci_addr: pci_address(&device.name),
+                    driver: identity.as_ref().map_or("loopback", |identity| identity.driver).to_owned(),
+                    mac: identity.as_ref().and_then(|identity| identity.mac).map(|mac| mac.to_string()),
+                    link: Link { up: !matches!(device.link, Some(pmd::Link::Down)), speed },
+                    max_frame: identity.as_ref().map_or(0, |identity| identity.max_frame),
+                    name: device.name,
+                }
+            }),
+        }
+    }
+
+    fn count(&self, relay: &Relay) -> RelayStatistics {
+        let status = relay.status();
+        let counters = relay.counters();
+        let (device_state, guest_state) =
+            (device_state(status.device_state), guest_state(status.guest_state));
+        let device = status.device.as_ref();
+        RelayStatistics {
+            id: relay.id(),
+            active: is_active(&status),
+            socket: self.socket(relay),
+            pci_addr: device.and_then(|device| pci_address(&device.name)),
+            device: device.map(|device| device.name.clone()),
+            numa_node: None,
+            cpus: cpus(&status),
+            vf_to_vm: direction(device_state.is_active(), device_state, &counters.vf_to_vm),
+            vm_to_vf: direction(guest_state.is_active(), guest_state, &counters.vm_to_vf),
+            device_statistics: device.map(|device| DeviceStatistics {
+                rx_frames: device.statistics.rx_frames,
+                rx_bytes: device.statistics.rx_bytes,
+                rx_missed: device.statistics.rx_missed,
+                rx_errors: device.statistics.rx_errors,
+                tx_frames: device.statistics.tx_frames,
+                tx_bytes: device.statistics.tx_bytes,
+                tx_errors: device.statistics.tx_errors,
+            }),
+        }
+    }
+}
+
+impl control::Daemon for Forwarder {
+    fn relays(&self) -> Result<Vec<RelayInfo>, Problem> {
+        Ok(self.relays.iter().map(|relay| self.describe(relay)).collect())
+    }
+
+    fn relay(&self, id: u32) -> Result<RelayInfo, Problem> {
+        Ok(self.describe(self.find(id)?))
+    }
+
+    fn add_device(&self, id: u32, request: &AddDevice) -> Result<(), Problem> {
+        self.add(id, &request.device, request.conditional)
+    }
+
+    fn remove_device(&self, id: u32, request: &RemoveDevice) -> Result<(), Problem> {
+        let name = request.device.as_ref().map(DeviceSpec::to_string);
+        let code = match self.find(id)?.remove_device(name.as_deref()) {
+            Ok(()) => return Ok(()),
+            Err(RemoveError::Nothing(_)) if request.conditional => return Ok(()),
+            Err(error) => match error {
+                RemoveError::Nothing(_) => (ProblemCode::NoDevice, error),
+                RemoveError::Another { .. } => (ProblemCode::DeviceMismatch, error),
+                RemoveError::Busy { .. } => (ProblemCode::ReleaseTimeout, error),
+            },
+        };
+        Err(Problem::new(code.0, code.1.to_string()))
+    }
+
+    fn statistics(&self, ids: &[u32], include_inactive: bool) -> Result<Vec<RelayStatistics>, Problem> {
+        let wanted = |relay: &&Arc<Relay>| ids.is_empty() || ids.contains(&relay.id());
+        let all = self.relays.iter().filter(wanted).map(|relay| self.count(relay));
+        Ok(all.filter(|relay| include_inactive || relay.active).collect())
+    }
+
+    fn version(&self) -> Result<Version, Problem> {
+        Ok(Version { name: "virtio-forwarder".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() })
+    }
+
+    fn metrics_text(&self) -> Result<String, Problem> {
+        metrics::text(&self.relays)
+            .map_err(|error| Problem::new(ProblemCode::Internal, format!("cannot write metrics: {error}")))
+    }
+}
+
+fn has_device(relay: &Relay, name: &str) -> bool {
+    relay.status().device.is_some_and(|device| device.name == name)
+}
+
+fn pci_address(name: &str) -> Option<control::api::PciAddress> {
+    name.parse().ok()
+}
+
+fn is_active(status: &RelayStatus) -> bool {
+    status.guest_state == GuestState::Ready && status.device_state == DeviceState::Ready
+}
+
+fn guest_state(state: GuestState) -> control::api::GuestState {
+    match state {
+        GuestState::Uninit => control::api::GuestState::Uninit,
+        GuestState::Ready => control::api::GuestState::Ready,
+    }
+}
+
+fn device_state(state: DeviceState) -> control::api::DeviceState {
+    match state {
+        DeviceState::Uninit => control::api::DeviceState::Uninit,
+        DeviceState::Added => control::api::DeviceState::Added,
+        DeviceState::Ready => control::api::DeviceState::Ready,
+        DeviceState::Removing => control::api::DeviceState::Removing,
+    }
+}
+
+/// A direction has a CPU while it does something, as the C daemon reported it: VF to VM when a VM can be reached, VM to
+/// VF when a VM sends.
+fn cpus(status: &RelayStatus) -> Cpus {
+    let ready = status.guest_state == GuestState::Ready;
+    let running = status.device_state == DeviceState::Ready;
+    Cpus {
+        vf_to_vm: running.then_some(status.vf_to_vm_cpu as u32),
+        vm_to_vf: ready.then_some(status.vm_to_vf_cpu as u32),
+    }
+}
+
+fn direction<S>(active: bool, internal_state: S, counters: &DirectionCounters) -> DirectionStatistics<S> {
+    let drops: BTreeMap<String, u64> =
+        DropReason::ALL.iter().map(|reason| (reason.name().to_owned(), counters.dropped(*reason))).collect();
+    DirectionStatistics {
+        active,
+        internal_state,
+        counters: active.then(|| Counters {
+            rx_packets: counters.rx_frames.get(),
+            rx_bytes: counters.rx_bytes.get(),
+            tx_packets: counters.tx_frames.get(),
+            tx_bytes: counters.tx_bytes.get(),
+        }),
+        drops: if active { drops } else { BTreeMap::new() },
+        rates: None,
+    }
+}

@@ -1,0 +1,43 @@
+//! From the name of a device to the device.
+
+use control::api::{DeviceSpec, Problem, ProblemCode};
+use pmd::{Device, DeviceError, VfOptions};
+
+/// What stands at the outside end of a relay.
+#[derive(Debug)]
+pub enum Opened {
+    /// A device with queues.
+    Device(Box<dyn Device>),
+    /// The guest's frames come back to it.
+    Cable,
+}
+
+/// Opens a device; may take seconds where hardware is slow to answer.
+pub fn open(spec: &DeviceSpec, options: &VfOptions) -> Result<Opened, DeviceError> {
+    match spec {
+        DeviceSpec::Vf(address) => {
+            // One spelling of the same address for the other.
+            let parsed = address.to_string().parse::<pmd::Address>();
+            let address = parsed.map_err(|error| DeviceError::Unsupported(error.to_string()))?;
+            pmd::open_vf(address, options).map(Opened::Device)
+        }
+        DeviceSpec::Loopback => Ok(Opened::Cable),
+        DeviceSpec::Null => Ok(Opened::Device(Box::new(pmd::software::null::Null::new()))),
+        DeviceSpec::Tap(name) => Ok(Opened::Device(Box::new(pmd::software::tap::Tap::open(name)?))),
+        other => Err(DeviceError::Unsupported(format!(
+            "{other}: this version has no such device; it has VFs by PCI address, loopback, null and tap:IFNAME"
+        ))),
+    }
+}
+
+/// The problem that a client is told.
+pub fn problem(error: &DeviceError) -> Problem {
+    let code = match error {
+        DeviceError::NotFound(_) => ProblemCode::DeviceNotFound,
+        DeviceError::NotReady(_) => ProblemCode::DeviceNotReady,
+        DeviceError::Busy(_) => ProblemCode::DeviceInUse,
+        DeviceError::Unsupported(_) => ProblemCode::DeviceUnsupported,
+        DeviceError::Failed(_) => ProblemCode::DeviceFailed,
+    };
+    Problem::new(code, error.to_string())
+}

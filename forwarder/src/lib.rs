@@ -1,0 +1,11 @@
+#![forbid(unsafe_code)]
+//! The daemon: workers, placement, configuration, life cycle; and the demonstration.
+
+pub mod daemon;
+pub mod demo;
+pub mod device;
+pub mod metrics;
+pub mod placement;
+pub mod service;
+pub mod watchdog;
+pub mod worker;

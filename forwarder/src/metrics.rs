@@ -1,0 +1,102 @@
+//! `/metrics`: the counters as OpenMetrics text.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use relay::Relay;
+use relay::counters::{Counter, DirectionCounters, DropReason};
+
+/// Metrics of these relays as they are now.
+pub fn text(relays: &[Arc<Relay>]) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("virtio_forwarder");
+    registry.register_collector(Box::new(Relays(relays.to_vec())));
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Relays(Vec<Arc<Relay>>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Lane {
+    relay: u32,
+    direction: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Dropped {
+    relay: u32,
+    direction: &'static str,
+    queue: u32,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct One {
+    relay: u32,
+}
+
+type Pick = fn(&DirectionCounters) -> &Counter;
+
+const LANE_COUNTERS: &[(&str, &str, Pick)] = &[
+    ("rx_frames", "Frames taken from the source of a direction", |c| &c.rx_frames),
+    ("rx_bytes", "Bytes of those frames, without FCS", |c| &c.rx_bytes),
+    ("tx_frames", "Frames given to the sink of a direction", |c| &c.tx_frames),
+    ("tx_bytes", "Bytes of those frames, without FCS", |c| &c.tx_bytes),
+    ("interrupts", "Times the guest was interrupted", |c| &c.interrupts),
+];
+
+impl Relays {
+    /// Every direction of every relay that has a device, a guest, or a past.
+    fn lanes(&self) -> impl Iterator<Item = (Lane, &DirectionCounters)> {
+        self.0.iter().flat_map(|relay| {
+            let lane = |direction| Lane { relay: relay.id(), direction };
+            let counters = relay.counters();
+            [(lane("vf_to_vm"), &*counters.vf_to_vm), (lane("vm_to_vf"), &*counters.vm_to_vf)]
+        })
+    }
+}
+
+impl Collector for Relays {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        for (name, help, pick) in LANE_COUNTERS {
+            let counter = ConstCounter::new(0u64);
+            let mut family = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            for (lane, counters) in self.lanes() {
+                ConstCounter::new(pick(counters).get()).encode(family.encode_family(&lane)?)?;
+            }
+        }
+        let counter = ConstCounter::new(0u64);
+        let help = "Frames dropped, by reason";
+        let mut family = encoder.encode_descriptor("dropped_frames", help, None, counter.metric_type())?;
+        for (Lane { relay, direction }, counters) in self.lanes() {
+            for reason in DropReason::ALL {
+                let labels = Dropped { relay, direction, queue: 0, reason: reason.name() };
+                ConstCounter::new(counters.dropped(*reason)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let missed = |relay: &Relay| Some(relay.status().device?.statistics.rx_missed);
+        let help = "Frames that the device dropped because no receive descriptor was free";
+        let mut family =
+            encoder.encode_descriptor("device_rx_missed_frames", help, None, counter.metric_type())?;
+        for relay in &self.0 {
+            if let Some(missed) = missed(relay) {
+                ConstCounter::new(missed).encode(family.encode_family(&One { relay: relay.id() })?)?;
+            }
+        }
+        let gauge = ConstGauge::new(0i64);
+        let help = "Whether a VM is connected and its rings run";
+        let mut family = encoder.encode_descriptor("guest_ready", help, None, gauge.metric_type())?;
+        for relay in &self.0 {
+            let ready = relay.status().guest_state == relay::relay::GuestState::Ready;
+            ConstGauge::new(i64::from(ready)).encode(family.encode_family(&One { relay: relay.id() })?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,246 @@
+//! Answers ARP, neighbour discovery and echo requests through a VF: a proof of the driver without a relay.
+//!
+//! ```text
+//! vf_responder 0000:01:10.0 --ip 10.0.0.9 --ip6 fd00::9 --seconds 30
+//! ```
+//!
+//! It ends after that time, or when the file that `--stop` names exists. Several VFs are served in turn.
+//! Events and counters go to the standard output, one line each.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::ptr::NonNull;
+use std::time::{Duration, Instant};
+
+use pmd::frame::gather;
+use pmd::{
+    Accepted, Address, Burst, Device, DeviceEvent, MacAddress, Queues, ReceiveQueue, Segment, Token,
+    TransmitQueue, VfOptions,
+};
+
+const ROOM: usize = 16 * 1024;
+const SERVICE: Duration = Duration::from_millis(50);
+const RETRY: Duration = Duration::from_millis(100);
+
+struct Options {
+    addresses: Vec<Address>,
+    ip: Ipv4Addr,
+    ip6: Ipv6Addr,
+    seconds: u64,
+    stop: PathBuf,
+}
+
+type Failure = Box<dyn std::error::Error>;
+
+fn options() -> Result<Options, Failure> {
+    let mut options = Options {
+        addresses: Vec::new(),
+        ip: Ipv4Addr::new(10, 0, 0, 9),
+        ip6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 9),
+        seconds: 30,
+        stop: PathBuf::from("/nonexistent"),
+    };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
+        match argument.as_str() {
+            "--ip" => options.ip = value()?.parse()?,
+            "--ip6" => options.ip6 = value()?.parse()?,
+            "--seconds" => options.seconds = value()?.parse()?,
+            "--stop" => options.stop = value()?.into(),
+            address => options.addresses.push(address.parse()?),
+        }
+    }
+    if options.addresses.is_empty() {
+        return Err(
+            "which VF? vf_responder 0000:01:10.0 [--ip A] [--ip6 A] [--seconds N] [--stop FILE]".into()
+        );
+    }
+    Ok(options)
+}
+
+/// Sum of 16-bit words in ones' complement (RFC 1071).
+fn checksum(parts: &[&[u8]]) -> u16 {
+    let mut sum = 0u32;
+    for part in parts {
+        for pair in part.chunks(2) {
+            sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+        }
+    }
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+fn swap(frame: &mut [u8], a: usize, b: usize, len: usize) {
+    for n in 0..len {
+        frame.swap(a + n, b + n);
+    }
+}
+
+/// Turns a request in `frame` into its answer; `None` where it is no request for us.
+fn answer(frame: &mut [u8], mac: MacAddress, ip: Ipv4Addr, ip6: Ipv6Addr) -> Option<usize> {
+    match (frame.get(12..14)?, frame.len()) {
+        // ARP request for us.
+        ([0x08, 0x06], 42..) if frame[20..22] == [0, 1] && frame[38..42] == ip.octets() => {
+            frame[21] = 2;
+            swap(frame, 22, 32, 10);
+            frame[22..28].copy_from_slice(&mac.0);
+            frame[28..32].copy_from_slice(&ip.octets());
+        }
+        // ICMP echo request.
+        ([0x08, 0x00], 42..)
+            if frame[14] == 0x45 && frame[23] == 1 && frame[34] == 8 && frame[30..34] == ip.octets() =>
+        {
+            swap(frame, 26, 30, 4);
+            frame[34] = 0;
+            let total = usize::from(u16::from_be_bytes([frame[16], frame[17]])) + 14;
+            frame[36..38].fill(0);
+            let sum = checksum(&[frame.get(34..total)?]);
+            frame[36..38].copy_from_slice(&sum.to_be_bytes());
+        }
+        // ICMPv6.
+        ([0x86, 0xdd], 62..) if frame[20] == 58 => {
+            let end = 54 + usize::from(u16::from_be_bytes([frame[18], frame[19]]));
+            let len = match frame[54] {
+                // Neighbour solicitation: advertise, solicited and overriding, with our link-layer address.
+                135 if end >= 78 && frame.get(62..78)? == ip6.octets() => {
+                    let sender: [u8; 16] = frame[22..38].try_into().ok()?;
+                    frame[38..54].copy_from_slice(&sender);
+                    frame[22..38].copy_from_slice(&ip6.octets());
+                    frame[18..20].copy_from_slice(&32u16.to_be_bytes());
+                    frame[54..62].copy_from_slice(&[136, 0, 0, 0, 0x60, 0, 0, 0]);
+                    frame
+                        .get_mut(78..86)?
+                        .copy_from_slice(&[2, 1, mac.0[0], mac.0[1], mac.0[2], mac.0[3], mac.0[4], mac.0[5]]);
+                    86
+                }
+                128 if frame[38..54] == ip6.octets() => {
+                    swap(frame, 22, 38, 16);
+                    frame[54] = 129;
+                    end
+                }
+                _ => return None,
+            };
+            frame[56..58].fill(0);
+            let length = ((len - 54) as u32).to_be_bytes();
+            let sum = checksum(&[&frame[22..54], &length, &[0, 0, 0, 58], frame.get(54..len)?]);
+            frame[56..58].copy_from_slice(&sum.to_be_bytes());
+        }
+        _ => return None,
+    }
+    swap(frame, 0, 6, 6);
+    frame[6..12].copy_from_slice(&mac.0);
+    Some(frame.len())
+}
+
+struct Vf {
+    device: Box<dyn Device>,
+    queues: Option<Queues>,
+    retry: Instant,
+}
+
+impl Vf {
+    fn open(address: Address) -> Result<Self, Failure> {
+        let device = pmd::open_vf(address, &VfOptions::default())?;
+        println!("open {:?}", device.identity());
+        Ok(Self { device, queues: None, retry: Instant::now() })
+    }
+
+    fn start(&mut self) {
+        if self.queues.is_some() || Instant::now() < self.retry {
+            return;
+        }
+        match self.device.start() {
+            Ok(queues) => {
+                println!("started {:?}", self.device.identity());
+                self.queues = Some(queues);
+            }
+            Err(error) => {
+                println!("not started: {error}");
+                self.retry = Instant::now() + RETRY;
+            }
+        }
+    }
+
+    /// `false` when the device has left.
+    fn service(&mut self) -> bool {
+        for event in self.device.service() {
+            println!("{}: {event:?}", self.device.identity().name);
+            if matches!(event, DeviceEvent::ResetNeeded { .. } | DeviceEvent::Gone { .. })
+                && let Some(queues) = self.queues.take()
+            {
+                self.device.stop(queues);
+            }
+            if matches!(event, DeviceEvent::Gone { .. }) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn poll(&mut self, options: &Options, burst: &mut Burst, scratch: &mut [Vec<u8>]) {
+        let mac = self.device.identity().mac.unwrap_or(MacAddress([0; 6]));
+        let Some(queues) = &mut self.queues else { return };
+        let (Some(receive), Some(transmit)) = (queues.receive.first_mut(), queues.transmit.first_mut())
+        else {
+            return;
+        };
+        receive.receive(burst);
+        if burst.is_empty() {
+            return;
+        }
+        let mut answers = Burst::new();
+        for ((frame, segments), room) in burst.frames().iter().zip(scratch) {
+            room.resize(ROOM, 0);
+            let len = gather(segments, room);
+            // A solicitation grows into its advertisement.
+            room.truncate(len.max(86));
+            if let Some(len) = answer(room, mac, options.ip, options.ip6)
+                && let Some(ptr) = NonNull::new(room.as_mut_ptr())
+            {
+                // SAFETY: `room` is not touched again until the answers are sent, which copies them.
+                answers.push(unsafe { Segment::new(ptr, len as u32) }, Token(0));
+            }
+            receive.release(frame.token());
+        }
+        burst.clear();
+        let mut sent = 0;
+        let until = Instant::now() + RETRY;
+        while sent < answers.len() && Instant::now() < until {
+            if let Accepted::Copied(n) = transmit.transmit(answers.frames().skip(sent)) {
+                sent += n;
+            }
+        }
+    }
+}
+
+fn main() -> Result<(), Failure> {
+    let options = options()?;
+    let mut vfs =
+        options.addresses.iter().map(|address| Vf::open(*address)).collect::<Result<Vec<_>, _>>()?;
+    let mut burst = Burst::new();
+    let mut scratch = vec![Vec::with_capacity(ROOM); pmd::frame::BURST_FRAMES];
+    let end = Instant::now() + Duration::from_secs(options.seconds);
+    let mut next = Instant::now();
+    while Instant::now() < end && !vfs.is_empty() {
+        vfs.iter_mut().for_each(|vf| vf.poll(&options, &mut burst, &mut scratch));
+        if Instant::now() >= next {
+            next = Instant::now() + SERVICE;
+            if options.stop.exists() {
+                break;
+            }
+            vfs.iter_mut().for_each(Vf::start);
+            vfs.retain_mut(Vf::service);
+        }
+    }
+    for vf in &mut vfs {
+        let statistics = vf.device.statistics();
+        println!("{} {statistics:?}", vf.device.identity().name);
+        if let Some(queues) = vf.queues.take() {
+            vf.device.stop(queues);
+        }
+    }
+    Ok(())
+}

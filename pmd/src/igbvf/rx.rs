@@ -1,0 +1,364 @@
+//! The receive ring.
+//!
+//! ```text
+//!   head ──▶ [buffer][buffer] … [buffer] ◀── tail      filled by the device from head on, given to it at tail
+//! ```
+//!
+//! A frame longer than a buffer fills several descriptors; it is known by its first buffer, and the pool keeps the
+//! chain. Nothing that the device writes is trusted: lengths are cut to the buffer, chains have an end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use arrayvec::ArrayVec;
+
+use super::registers::*;
+use crate::device::ReceiveQueue;
+use crate::frame::{Burst, MIN_FRAME, Token};
+use crate::intel::descriptor::Received;
+use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice};
+use crate::registers::Registers;
+
+/// Most buffers of one frame: more than the longest frame needs, so a longer chain is a broken device.
+const MAX_CHAIN: usize = 8;
+const _: () = assert!(MAX_CHAIN as u32 * BUFFER_SIZE > LONGEST_FRAME);
+/// Descriptors given to the device at once, unless it is running out of them.
+const REFILL: u16 = 32;
+const MASK: u16 = RING - 1;
+/// One descriptor stays empty: a ring whose tail meets its head is an empty one.
+const MOST_POSTED: u16 = RING - 1;
+/// A slot without a buffer.
+const NONE: u32 = u32::MAX;
+
+/// What the receive queue counts for the slow side.
+#[derive(Debug, Default)]
+pub struct ReceiveCounters {
+    /// Frames that were dropped as damaged or impossible.
+    pub errors: AtomicU64,
+}
+
+/// The receive queue of a VF.
+#[derive(Debug)]
+pub struct IgbvfReceive {
+    registers: Arc<dyn Registers>,
+    ring: DmaSlice,
+    pool: BufferPool,
+    /// The buffer in each slot.
+    slots: Box<[u32]>,
+    /// The slot that the device fills next, as far as we have looked.
+    head: u16,
+    /// The slot that is given to the device next.
+    tail: u16,
+    /// Slots with the device.
+    posted: u16,
+    /// In the middle of a frame that is dropped.
+    discarding: bool,
+    counters: Arc<ReceiveCounters>,
+}
+
+impl IgbvfReceive {
+    /// A queue over `ring` (room for [`RING`] descriptors), whose registers are programmed and which is enabled; gives
+    /// the device its first buffers.
+    pub(super) fn new(
+        registers: Arc<dyn Registers>,
+        ring: DmaSlice,
+        pool: BufferPool,
+        counters: Arc<ReceiveCounters>,
+    ) -> Self {
+        let slots = vec![NONE; usize::from(RING)].into_boxed_slice();
+        let mut queue =
+            Self { registers, ring, pool, slots, head: 0, tail: 0, posted: 0, discarding: false, counters };
+        queue.refill();
+        queue
+    }
+
+    #[inline]
+    fn refill(&mut self) {
+        let count = (MOST_POSTED - self.posted).min(self.pool.available().min(usize::from(RING)) as u16);
+        if count == 0 || (count < REFILL && self.posted >= REFILL) {
+            return;
+        }
+        for _ in 0..count {
+            let Some(buffer) = self.pool.take() else { break };
+            let slot = usize::from(self.tail);
+            self.ring.store(2 * slot, self.pool.iova(buffer));
+            // The header address, unused; where the device will report that it is done.
+            self.ring.store(2 * slot + 1, 0);
+            if let Some(entry) = self.slots.get_mut(slot) {
+                *entry = buffer;
+            }
+            self.tail = (self.tail + 1) & MASK;
+            self.posted += 1;
+        }
+        fence(Ordering::Release);
+        self.registers.write(RDT, u32::from(self.tail));
+    }
+
+    /// What the device says about the frame at the head, a part a buffer; `None` while its end is not there.
+    #[inline]
+    fn look(&self) -> Option<ArrayVec<Received, MAX_CHAIN>> {
+        let mut parts = ArrayVec::new();
+        for n in 0..self.posted.min(MAX_CHAIN as u16) {
+            let slot = usize::from((self.head + n) & MASK);
+            let part = Received::from_word(self.ring.load(2 * slot + 1));
+            if !part.is_done() {
+                return None;
+            }
+            parts.push(part);
+            if part.is_end() {
+                break;
+            }
+        }
+        let whole = parts.last().is_some_and(|part| part.is_end()) || parts.is_full();
+        whole.then_some(parts)
+    }
+
+    /// Takes the buffers of `count` slots at the head as a chain; the first is the result.
+    #[inline]
+    fn consume(&mut self, count: usize) -> u32 {
+        let mut first = NONE;
+        let mut last = NONE;
+        for _ in 0..count {
+            let slot = usize::from(self.head);
+            let buffer = self.slots.get_mut(slot).map_or(NONE, |entry| std::mem::replace(entry, NONE));
+            if first == NONE {
+                first = buffer;
+            } else {
+                self.pool.link(last, buffer);
+            }
+            last = buffer;
+            self.head = (self.head + 1) & MASK;
+            self.posted -= 1;
+        }
+        first
+    }
+
+    /// The buffer in the slot `n` after the head.
+    #[inline]
+    fn buffer_at(&self, n: usize) -> u32 {
+        self.slots.get((usize::from(self.head) + n) & usize::from(MASK)).copied().unwrap_or(NONE)
+    }
+
+    /// Moves one frame into `burst`, or drops it; `false` when there is none or the burst has no room for it.
+    #[inline]
+    fn next_frame(&mut self, burst: &mut Burst) -> bool {
+        let Some(parts) = self.look() else { return false };
+        // The frame's bytes are read after the word that says they are there.
+        fence(Ordering::Acquire);
+        let ended = parts.last().is_some_and(|part| part.is_end());
+        let damaged = parts.iter().any(|part| part.is_bad() || part.len() > BUFFER_SIZE);
+        let len: u32 = parts.iter().map(|part| part.len()).sum();
+        if self.discarding || !ended || damaged || len < MIN_FRAME {
+            // Counted once, when its end is there.
+            if ended {
+                self.counters.errors.fetch_add(1, Ordering::Relaxed);
+            }
+            self.discarding = !ended;
+            let first = self.consume(parts.len());
+            self.pool.give_back(first);
+            return true;
+        }
+        for (n, part) in parts.iter().enumerate().filter(|(_, part)| !part.is_empty()) {
+            if burst.push_segment(self.pool.segment(self.buffer_at(n), part.len())).is_err() {
+                burst.abandon_frame();
+                return false;
+            }
+        }
+        let first = self.buffer_at(0);
+        if !burst.finish_frame(Token(first)) {
+            return false;
+        }
+        self.consume(parts.len());
+        true
+    }
+}
+
+impl ReceiveQueue for IgbvfReceive {
+    #[inline]
+    fn receive(&mut self, burst: &mut Burst) {
+        while burst.room() > 0 && self.next_frame(burst) {}
+        self.refill();
+    }
+
+    #[inline]
+    fn release(&mut self, token: Token) {
+        self.pool.give_back(token.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::double::Double;
+    use super::*;
+    use crate::intel::descriptor;
+    use crate::memory::dma::DmaMemory;
+    use crate::memory::dma::tests::{FakeMap, OFFSET};
+    use proptest::prelude::*;
+
+    const DONE: u32 = 1;
+    const END: u32 = 2;
+
+    struct Ring {
+        double: Arc<Double>,
+        base: u64,
+        device: u16,
+        counters: Arc<ReceiveCounters>,
+    }
+
+    fn queue(buffers: usize) -> (IgbvfReceive, Ring) {
+        let sizes = [usize::from(RING) * descriptor::SIZE, buffers * BUFFER_SIZE as usize];
+        let memory = DmaMemory::new(Arc::new(FakeMap::default()), sizes.iter().sum(), "test").unwrap();
+        let [ring, pool] = memory.carve(sizes).unwrap();
+        let (double, counters) = (Double::new(), Arc::new(ReceiveCounters::default()));
+        let base = ring.iova() - OFFSET;
+        let registers = Arc::clone(&double) as Arc<dyn Registers>;
+        let queue = IgbvfReceive::new(registers, ring, BufferPool::new(pool), Arc::clone(&counters));
+        (queue, Ring { double, base, device: 0, counters })
+    }
+
+    impl Ring {
+        /// Plays the device: fills the next descriptor; `false` where it has none.
+        fn fill(&mut self, fill: u8, len: u16, status: u32) -> bool {
+            if u32::from(self.device) == self.double.read(RDT) {
+                return false;
+            }
+            let descriptor = (self.base + u64::from(self.device) * 16) as *mut u64;
+            let word = u64::from(status) | u64::from(len) << 32;
+            // SAFETY: the queue keeps the ring and its buffers mapped; the test is single-threaded.
+            unsafe {
+                let buffer = (descriptor.read_volatile() - OFFSET) as *mut u8;
+                buffer.write_bytes(fill, usize::from(len.min(BUFFER_SIZE as u16)));
+                descriptor.add(1).write_volatile(word);
+            }
+            self.device = (self.device + 1) & MASK;
+            true
+        }
+
+        fn errors(&self) -> u64 {
+            self.counters.errors.load(Ordering::Relaxed)
+        }
+    }
+
+    fn lengths(burst: &Burst) -> Vec<(u32, usize)> {
+        burst.frames().iter().map(|(frame, segments)| (frame.len(), segments.len())).collect()
+    }
+
+    fn release_all(queue: &mut IgbvfReceive, burst: &mut Burst) {
+        for (frame, _) in burst.frames().iter() {
+            queue.release(frame.token());
+        }
+        burst.clear();
+    }
+
+    #[test]
+    fn frames_of_one_and_of_several_buffers() {
+        let (mut queue, mut ring) = queue(2000);
+        let mut burst = Burst::new();
+        queue.receive(&mut burst);
+        assert!(burst.is_empty());
+        ring.fill(1, 60, DONE | END);
+        ring.fill(2, 2048, DONE);
+        ring.fill(3, 2048, DONE);
+        queue.receive(&mut burst);
+        assert_eq!(lengths(&burst), [(60, 1)]);
+        ring.fill(4, 10, DONE | END);
+        queue.receive(&mut burst);
+        assert_eq!(lengths(&burst), [(60, 1), (4106, 3)]);
+        let mut bytes = vec![0; 4106];
+        let frames = burst.frames();
+        let (_, segments) = frames.iter().last().unwrap();
+        assert_eq!(crate::frame::gather(segments, &mut bytes), 4106);
+        assert_eq!((bytes[0], bytes[2048], bytes[4105]), (2, 3, 4));
+        let free = queue.pool.available();
+        release_all(&mut queue, &mut burst);
+        assert_eq!(queue.pool.available(), free + 4);
+    }
+
+    #[test]
+    fn damaged_short_and_impossible_frames_are_dropped_and_counted() {
+        let (mut queue, mut ring) = queue(2000);
+        let mut burst = Burst::new();
+        ring.fill(0, 60, DONE | END | 1 << 31);
+        ring.fill(0, 13, DONE | END);
+        ring.fill(0, 0, DONE | END);
+        ring.fill(0, 2049, DONE | END);
+        ring.fill(0, 0xffff, DONE);
+        ring.fill(0, 60, DONE | END);
+        ring.fill(9, 60, DONE | END);
+        queue.receive(&mut burst);
+        assert_eq!((lengths(&burst), ring.errors()), (vec![(60, 1)], 5));
+    }
+
+    #[test]
+    fn a_frame_without_end_is_dropped_as_one() {
+        let (mut queue, mut ring) = queue(2000);
+        let mut burst = Burst::new();
+        for _ in 0..20 {
+            ring.fill(0, 2048, DONE);
+        }
+        queue.receive(&mut burst);
+        assert!(burst.is_empty());
+        ring.fill(0, 100, DONE | END);
+        ring.fill(0, 64, DONE | END);
+        queue.receive(&mut burst);
+        assert_eq!((lengths(&burst), ring.errors()), (vec![(64, 1)], 1));
+    }
+
+    #[test]
+    fn a_ring_runs_dry_when_nothing_is_released_and_recovers() {
+        let (mut queue, mut ring) = queue(1100);
+        let mut bursts: Vec<Burst> = Vec::new();
+        let mut received = 0;
+        while ring.fill(7, 64, DONE | END) {
+            let mut burst = Burst::new();
+            queue.receive(&mut burst);
+            received += burst.len();
+            bursts.push(burst);
+        }
+        assert_eq!(received, 1100);
+        for burst in &mut bursts {
+            release_all(&mut queue, burst);
+        }
+        queue.receive(&mut Burst::new());
+        assert!(ring.fill(7, 64, DONE | END));
+    }
+
+    #[test]
+    fn one_tail_write_a_burst() {
+        let (mut queue, mut ring) = queue(2000);
+        let before = ring.double.writes(RDT);
+        for _ in 0..32 {
+            ring.fill(0, 64, DONE | END);
+        }
+        let reads = ring.double.reads();
+        queue.receive(&mut Burst::new());
+        assert_eq!(ring.double.writes(RDT), before + 1);
+        assert_eq!(ring.double.reads(), reads);
+    }
+
+    proptest! {
+        #[test]
+        fn no_device_makes_it_lose_a_buffer_or_leave_one(
+            steps in prop::collection::vec((any::<u16>(), any::<u32>(), 0u8..4), 1..400)
+        ) {
+            let (mut queue, mut ring) = queue(1060);
+            let mut burst = Burst::new();
+            for (len, status, step) in steps {
+                match step {
+                    0 => queue.receive(&mut burst),
+                    1 => release_all(&mut queue, &mut burst),
+                    _ => { ring.fill(1, len, status); }
+                }
+                for (frame, segments) in burst.frames().iter() {
+                    prop_assert!(frame.len() >= MIN_FRAME);
+                    prop_assert!(segments.iter().all(|segment| segment.len() <= BUFFER_SIZE));
+                }
+                let lent: usize = burst.frames().iter().map(|(_, segments)| segments.len()).sum();
+                // Empty parts are no segments but hold their buffer.
+                prop_assert!(queue.pool.available() + usize::from(queue.posted) + lent <= 1060);
+            }
+            release_all(&mut queue, &mut burst);
+            prop_assert_eq!(queue.pool.available() + usize::from(queue.posted), 1060);
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The slow side against the register double.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use super::double::{Double, IMPATIENT};
+use super::*;
+use crate::intel::mailbox::CLEAR_TO_SEND;
+use crate::mac::MacAddress;
+use crate::memory::dma::tests::FakeMap;
+
+#[derive(Debug, Default)]
+struct Function {
+    map: FakeMap,
+    removal: AtomicBool,
+    resets: AtomicUsize,
+}
+
+impl DmaMap for Function {
+    unsafe fn map(&self, ptr: *mut u8, len: usize, align: usize) -> Result<u64, DeviceError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.map.map(ptr, len, align) }
+    }
+
+    fn unmap(&self, iova: u64, len: usize) {
+        self.map.unmap(iova, len);
+    }
+}
+
+impl PciFunction for Function {
+    fn reset(&self) -> io::Result<()> {
+        self.resets.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn removal_requested(&self) -> bool {
+        self.removal.load(Ordering::Relaxed)
+    }
+}
+
+fn open(double: &Arc<Double>) -> Result<(Igbvf, Arc<Function>), DeviceError> {
+    let function = Arc::new(Function::default());
+    let setup = Setup {
+        address: "0000:01:10.0".parse().unwrap(),
+        place: Some(("eth2".to_owned(), 3)),
+        patience: IMPATIENT,
+        hashed_groups: false,
+    };
+    let device = Igbvf::open(
+        Arc::clone(&function) as Arc<dyn PciFunction>,
+        Arc::clone(double) as Arc<dyn Registers>,
+        setup,
+    )?;
+    Ok((device, function))
+}
+
+fn mapped(function: &Function) -> usize {
+    function.map.mapped.lock().unwrap().len()
+}
+
+#[test]
+fn it_opens_starts_and_stops() {
+    let double = Double::new();
+    let (mut device, function) = open(&double).unwrap();
+    let identity = device.identity();
+    assert_eq!((identity.mac, identity.max_frame, identity.filters_by_mac), (Some(double.mac()), 9724, true));
+    let queues = device.start().unwrap();
+    assert_eq!((queues.receive.len(), queues.transmit.len(), mapped(&function)), (1, 1, 1));
+    assert!(device.start().is_err());
+    assert_eq!(double.read(SRRCTL), 0x8200_0002);
+    assert_eq!(double.read(RXDCTL) & (DCTL_ENABLE | 0x1f << 16), DCTL_ENABLE | 1 << 16);
+    assert_eq!(double.read(RDT), 1023);
+    device.stop(queues);
+    assert_eq!((mapped(&function), double.read(RXDCTL) & DCTL_ENABLE), (0, 0));
+    let queues = device.start().unwrap();
+    device.stop(queues);
+}
+
+#[test]
+fn the_first_look_tells_link_and_refusals() {
+    let double = Double::new();
+    let (mut device, _) = open(&double).unwrap();
+    let events = device.service();
+    let notice = events.iter().find_map(|event| match event {
+        DeviceEvent::Notice(text) => Some(text),
+        _ => None,
+    });
+    assert!(notice.unwrap().contains("ip link set eth2 vf 3 trust on"), "{events:?}");
+    assert!(events.contains(&DeviceEvent::Link(Link::Up { speed: Some(1000) })));
+    assert!(device.service().is_empty());
+    double.poke(STATUS, 0);
+    assert_eq!(device.service(), [DeviceEvent::Link(Link::Down)]);
+}
+
+#[test]
+fn a_promiscuous_vf_filters_nothing() {
+    let double = Double::new();
+    double.set(|pf| pf.unicast_promiscuous = true);
+    let (mut device, _) = open(&double).unwrap();
+    assert!(!device.identity().filters_by_mac);
+    assert!(!device.service().iter().any(|event| matches!(event, DeviceEvent::Notice(_))));
+}
+
+#[test]
+fn a_reset_of_the_pf_is_told_once_and_start_fails_until_it_is_back() {
+    let double = Double::new();
+    let (mut device, _) = open(&double).unwrap();
+    let queues = device.start().unwrap();
+    device.service();
+    double.set(|pf| pf.control |= MAILBOX_RSTI);
+    let events = device.service();
+    assert!(matches!(events[0], DeviceEvent::ResetNeeded { .. }), "{events:?}");
+    assert_eq!(events[1..], [DeviceEvent::Link(Link::Down)]);
+    assert!(device.service().is_empty());
+    device.stop(queues);
+    let error = device.start().unwrap_err();
+    assert!(matches!(&error, DeviceError::NotReady(text) if text.contains("ip link set eth2 up")), "{error}");
+    double.set(|pf| {
+        pf.control = MAILBOX_RSTD;
+        pf.mac = MacAddress([0x52, 0x54, 0, 0, 0, 0x99]);
+    });
+    let queues = device.start().unwrap();
+    let events = device.service();
+    assert!(events.contains(&DeviceEvent::MacChanged(double.mac())), "{events:?}");
+    assert!(events.contains(&DeviceEvent::Link(Link::Up { speed: Some(1000) })));
+    assert!(!events.iter().any(|event| matches!(event, DeviceEvent::ResetNeeded { .. })));
+    device.stop(queues);
+}
+
+#[test]
+fn a_ping_without_clear_to_send_is_a_reset_too() {
+    let double = Double::new();
+    let (mut device, _) = open(&double).unwrap();
+    let queues = device.start().unwrap();
+    device.service();
+    double.say(0x0100 | CLEAR_TO_SEND);
+    assert!(device.service().is_empty());
+    double.say(0x0100);
+    assert!(matches!(device.service()[0], DeviceEvent::ResetNeeded { .. }));
+    device.stop(queues);
+}
+
+#[test]
+fn a_device_that_is_gone_is_told_once_and_can_be_stopped() {
+    let double = Double::new();
+    let (mut device, function) = open(&double).unwrap();
+    let queues = device.start().unwrap();
+    double.set(|pf| pf.gone = true);
+    assert!(device.service().iter().any(|event| matches!(event, DeviceEvent::Gone { .. })));
+    assert!(!device.service().iter().any(|event| matches!(event, DeviceEvent::Gone { .. })));
+    device.stop(queues);
+    assert_eq!((mapped(&function), function.resets.load(Ordering::Relaxed)), (0, 1));
+    assert!(matches!(device.start(), Err(DeviceError::NotFound(_))));
+}
+
+#[test]
+fn a_wish_to_remove_the_vf_is_heard() {
+    let double = Double::new();
+    let (mut device, function) = open(&double).unwrap();
+    function.removal.store(true, Ordering::Relaxed);
+    assert!(device.service().iter().any(|event| matches!(event, DeviceEvent::Gone { .. })));
+}
+
+#[test]
+fn an_open_without_pf_says_what_to_do() {
+    let double = Double::new();
+    double.set(|pf| pf.silent = true);
+    let error = open(&double).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("ip link set eth2 up"), "{error}");
+}
+
+#[test]
+fn dropping_a_running_device_quiets_it() {
+    let double = Double::new();
+    let (mut device, function) = open(&double).unwrap();
+    let queues = device.start().unwrap();
+    drop(device);
+    assert_eq!(double.read(RXDCTL) & DCTL_ENABLE, 0);
+    assert_eq!(mapped(&function), 1);
+    drop(queues);
+    assert_eq!(mapped(&function), 0);
+}

@@ -1,0 +1,305 @@
+//! DMA memory: memfds mapped here and in an IO address space.
+//!
+//! It lies in memfds, on huge pages where there are free ones, so that it can be handed to a successor process.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use crate::device::DeviceError;
+use crate::frame::Segment;
+
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Something through which a device reaches our memory.
+pub trait DmaMap: Send + Sync + fmt::Debug {
+    /// Makes `len` bytes at `ptr` reachable, and returns the address at which the device finds them, a multiple of
+    /// `align` (a power of two).
+    ///
+    /// # Safety
+    /// The bytes must stay mapped, and no Rust reference to them may exist, until [`unmap`](DmaMap::unmap).
+    unsafe fn map(&self, ptr: *mut u8, len: usize, align: usize) -> Result<u64, DeviceError>;
+
+    /// Takes back what [`map`](DmaMap::map) gave.
+    fn unmap(&self, iova: u64, len: usize);
+}
+
+/// A piece of zeroed memory that a device reaches. Used through the [`DmaSlice`]s that [`DmaMemory::carve`] cuts.
+#[derive(Debug)]
+pub struct DmaMemory {
+    ptr: NonNull<u8>,
+    len: usize,
+    iova: u64,
+    memfd: OwnedFd,
+    huge: bool,
+    map: Arc<dyn DmaMap>,
+}
+
+// SAFETY: this value only owns the mapping; the bytes are reached through disjoint `DmaSlice`s.
+unsafe impl Send for DmaMemory {}
+// SAFETY: as above; no method touches the bytes.
+unsafe impl Sync for DmaMemory {}
+
+struct Mapping {
+    ptr: NonNull<u8>,
+    len: usize,
+    memfd: OwnedFd,
+}
+
+impl DmaMemory {
+    /// At least `len` bytes in whole pages, all present, reachable through `map`. `name` is seen in `/proc/PID/maps`.
+    pub fn new(map: Arc<dyn DmaMap>, len: usize, name: &str) -> Result<Self, DeviceError> {
+        let (mapping, huge) = match map_memfd(len, name, true) {
+            Ok(mapping) => (mapping, true),
+            Err(_) => {
+                let mapping = map_memfd(len, name, false).map_err(|cause| {
+                    DeviceError::Failed(format!(
+                        "cannot get {} KiB of DMA memory: {cause}; free some memory, or raise the limit of the \
+                         control group",
+                        len.div_ceil(1024)
+                    ))
+                })?;
+                (mapping, false)
+            }
+        };
+        let Mapping { ptr, len, memfd } = mapping;
+        let align = if huge { HUGE_PAGE } else { rustix::param::page_size() };
+        // SAFETY: the mapping lives until `drop`, which unmaps it there first; nobody has a reference to it.
+        match unsafe { map.map(ptr.as_ptr(), len, align) } {
+            Ok(iova) => Ok(Self { ptr, len, iova, memfd, huge, map }),
+            Err(cause) => {
+                unmap(ptr, len);
+                Err(cause)
+            }
+        }
+    }
+
+    /// Bytes.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it lies on huge pages.
+    pub fn is_huge(&self) -> bool {
+        self.huge
+    }
+
+    /// The memfd, for a successor process.
+    pub fn memfd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+
+    /// Cuts the memory into slices of these sizes, each aligned to 128 bytes; an error where it is too small.
+    pub fn carve<const N: usize>(self, sizes: [usize; N]) -> Result<[DmaSlice; N], DeviceError> {
+        let memory = Arc::new(self);
+        let mut at = 0usize;
+        let offsets = sizes.map(|size| {
+            let start = at;
+            at = at.saturating_add(size).saturating_add(SLICE_ALIGN - 1) & !(SLICE_ALIGN - 1);
+            start
+        });
+        let fits = offsets
+            .iter()
+            .zip(sizes)
+            .all(|(at, size)| at.checked_add(size).is_some_and(|end| end <= memory.len));
+        if !fits {
+            return Err(DeviceError::Failed(format!(
+                "{} bytes of DMA memory are too few for {sizes:?}",
+                memory.len
+            )));
+        }
+        let mut n = 0;
+        Ok(offsets.map(|offset| {
+            let len = sizes.get(n).copied().unwrap_or_default();
+            n += 1;
+            // SAFETY: the slice is inside the mapping, as checked above.
+            let ptr = unsafe { memory.ptr.add(offset) };
+            DmaSlice { ptr, len, iova: memory.iova + offset as u64, _memory: Arc::clone(&memory) }
+        }))
+    }
+}
+
+const SLICE_ALIGN: usize = 128;
+
+impl Drop for DmaMemory {
+    fn drop(&mut self) {
+        self.map.unmap(self.iova, self.len);
+        unmap(self.ptr, self.len);
+    }
+}
+
+fn map_memfd(len: usize, name: &str, huge: bool) -> Result<Mapping, Errno> {
+    let page = if huge { HUGE_PAGE } else { rustix::param::page_size() };
+    let len = len.checked_next_multiple_of(page).ok_or(Errno::NOMEM)?;
+    let mut flags = MemfdFlags::CLOEXEC;
+    if huge {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let memfd = rustix::fs::memfd_create(name, flags)?;
+    rustix::fs::ftruncate(&memfd, len as u64)?;
+    // SAFETY: a new mapping at an address of the kernel's choice. Without free huge pages it fails.
+    let ptr = unsafe {
+        rustix::mm::mmap(
+            ptr::null_mut(),
+            len,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED,
+            &memfd,
+            0,
+        )
+    }?;
+    let ptr = NonNull::new(ptr.cast::<u8>()).ok_or(Errno::NOMEM)?;
+    // SAFETY: the range is the mapping just made; these kinds of advice keep its contents.
+    let populated = unsafe { rustix::mm::madvise(ptr.as_ptr().cast(), len, Advice::LinuxPopulateWrite) };
+    match populated {
+        // Kernels before 5.14 do not know it; there DMA mapping brings the pages in.
+        Ok(()) | Err(Errno::INVAL) => {}
+        Err(cause) => {
+            unmap(ptr, len);
+            return Err(cause);
+        }
+    }
+    // Frames of others do not belong in a core dump.
+    // SAFETY: as above.
+    let _ = unsafe { rustix::mm::madvise(ptr.as_ptr().cast(), len, Advice::LinuxDontDump) };
+    Ok(Mapping { ptr, len, memfd })
+}
+
+fn unmap(ptr: NonNull<u8>, len: usize) {
+    // SAFETY: the caller gives up a mapping of this length, to which nothing points any more.
+    if let Err(cause) = unsafe { rustix::mm::munmap(ptr.as_ptr().cast(), len) } {
+        tracing::error!(%cause, "cannot unmap DMA memory");
+    }
+}
+
+/// A part of a [`DmaMemory`] with one owner. The memory lives as long as any of its slices.
+///
+/// The device may write at any moment, so bytes are only copied, and words only loaded and stored whole.
+#[derive(Debug)]
+pub struct DmaSlice {
+    ptr: NonNull<u8>,
+    len: usize,
+    iova: u64,
+    _memory: Arc<DmaMemory>,
+}
+
+// SAFETY: slices of one memory are disjoint, so a slice's owner is the only one of this process at its bytes.
+unsafe impl Send for DmaSlice {}
+
+impl DmaSlice {
+    /// Bytes.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Where the device finds the first byte.
+    pub fn iova(&self) -> u64 {
+        self.iova
+    }
+
+    #[inline]
+    fn word(&self, index: usize) -> Option<NonNull<u64>> {
+        if index >= self.len / size_of::<u64>() {
+            debug_assert!(false, "word {index} is outside the slice");
+            return None;
+        }
+        // SAFETY: the word is inside the slice; slices are aligned to 128 bytes.
+        Some(unsafe { self.ptr.cast::<u64>().add(index) })
+    }
+
+    /// Loads the little-endian 64-bit word number `index`; 0 past the end.
+    #[inline]
+    pub fn load(&self, index: usize) -> u64 {
+        // SAFETY: aligned and inside; the device stores such words whole.
+        self.word(index).map_or(0, |word| u64::from_le(unsafe { word.read_volatile() }))
+    }
+
+    /// Stores a little-endian 64-bit word; nothing happens past the end.
+    #[inline]
+    pub fn store(&mut self, index: usize, value: u64) {
+        if let Some(word) = self.word(index) {
+            // SAFETY: as in `load`.
+            unsafe { word.write_volatile(value.to_le()) };
+        }
+    }
+
+    /// The `len` bytes from `offset`, cut at the end of the slice.
+    ///
+    /// The segment must not outlive the slice; what keeps two users of one part apart is their owner's bookkeeping.
+    #[inline]
+    pub(crate) fn segment(&self, offset: usize, len: u32) -> Segment {
+        let offset = offset.min(self.len);
+        let len = (self.len - offset).min(len as usize) as u32;
+        // SAFETY: the range is inside the slice, whose memory stays mapped while its owner lives, and is never
+        // referenced.
+        unsafe { Segment::new(self.ptr.add(offset), len) }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Maps nothing, and remembers what is mapped; "device" addresses are `ptr + OFFSET`.
+    #[derive(Debug, Default)]
+    pub(crate) struct FakeMap {
+        pub(crate) mapped: Mutex<Vec<(u64, usize)>>,
+    }
+
+    /// What device addresses are off, so that a mix-up of the two kinds shows.
+    pub(crate) const OFFSET: u64 = 1 << 52;
+
+    impl DmaMap for FakeMap {
+        unsafe fn map(&self, ptr: *mut u8, len: usize, align: usize) -> Result<u64, DeviceError> {
+            let iova = ptr as u64 + OFFSET;
+            assert!(align.is_power_of_two() && len.is_multiple_of(rustix::param::page_size()));
+            self.mapped.lock().unwrap().push((iova, len));
+            Ok(iova)
+        }
+
+        fn unmap(&self, iova: u64, len: usize) {
+            let mut mapped = self.mapped.lock().unwrap();
+            let at = mapped.iter().position(|entry| *entry == (iova, len)).unwrap();
+            mapped.swap_remove(at);
+        }
+    }
+
+    #[test]
+    fn slices_are_disjoint_aligned_and_keep_the_memory() {
+        let map = Arc::new(FakeMap::default());
+        let memory = DmaMemory::new(Arc::clone(&map) as Arc<dyn DmaMap>, 10_000, "test").unwrap();
+        let base = memory.iova;
+        let [mut a, b] = memory.carve([100, 9000]).unwrap();
+        assert_eq!((a.iova(), b.iova(), a.len(), b.len()), (base, base + 128, 100, 9000));
+        a.store(0, 7);
+        assert_eq!((a.load(0), b.load(0)), (7, 0));
+        drop(a);
+        assert_eq!(map.mapped.lock().unwrap().len(), 1);
+        drop(b);
+        assert!(map.mapped.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn too_small_a_memory_is_not_carved() {
+        let memory = DmaMemory::new(Arc::new(FakeMap::default()), 4096, "test").unwrap();
+        let len = memory.len();
+        assert!(memory.carve([128, len]).is_err());
+    }
+
+    #[test]
+    fn segments_stay_inside() {
+        let memory = DmaMemory::new(Arc::new(FakeMap::default()), 4096, "test").unwrap();
+        let [slice] = memory.carve([1000]).unwrap();
+        assert_eq!(slice.segment(900, 500).len(), 100);
+        assert_eq!(slice.segment(5000, 500).len(), 0);
+    }
+}

@@ -1,0 +1,14 @@
+//! What a driver asks of the function that it drives, beside registers.
+
+use std::io;
+
+use crate::memory::DmaMap;
+
+/// A PCI function: one that VFIO gave us, or a model of one.
+pub trait PciFunction: DmaMap {
+    /// Resets the function (FLR where it has one): all its DMA ends, and its registers are as after power-on.
+    fn reset(&self) -> io::Result<()>;
+
+    /// Whether its owner has asked for the function back, because it is about to leave the machine.
+    fn removal_requested(&self) -> bool;
+}

@@ -1,0 +1,9 @@
+//! The driver side of virtio-net over vhost-user: what QEMU and a guest's driver do together.
+//!
+//! [`nic::GuestNic`] is a whole network card seen from inside a guest: it connects to a vhost-user socket, shares a
+//! piece of memory, and sends and receives frames. The demonstration and the benches run on it. [`split::DriverRing`]
+//! writes rings by hand, wrongly too, which is what the tests of hostile guests need.
+
+pub mod memory;
+pub mod nic;
+pub mod split;

@@ -1,0 +1,171 @@
+//! The endpoint of a relay: its socket, and the thread that serves one front end at a time on it.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use super::connection::{Connection, ConnectionError};
+use super::features::GuestOptions;
+use super::session::Session;
+use crate::relay::Relay;
+
+/// How often a connected guest's memory is looked after, and a half message's age.
+const TICK: Duration = Duration::from_secs(1);
+
+/// A listening vhost-user socket. Dropping it disconnects its guest and removes the socket.
+#[derive(Debug)]
+pub struct Endpoint {
+    relay: u32,
+    path: PathBuf,
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Endpoint {
+    /// Serves `relay` on `listener`, which listens on `path` without blocking (see [`super::socket::listen`]).
+    pub fn start(
+        relay: Arc<Relay>,
+        listener: UnixListener,
+        path: &Path,
+        options: GuestOptions,
+    ) -> io::Result<Endpoint> {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let server =
+            Server { relay, listener, path: path.to_owned(), options, stop: Arc::clone(&stop), guest: None };
+        let id = server.relay.id();
+        let name = format!("vhost-{id}");
+        let thread =
+            std::thread::Builder::new().name(name).stack_size(256 * 1024).spawn(move || server.run())?;
+        Ok(Endpoint { relay: id, path: path.to_owned(), stop, thread: Some(thread) })
+    }
+
+    /// Virtio-id of the relay.
+    pub fn relay(&self) -> u32 {
+        self.relay
+    }
+
+    /// The socket's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+struct Server {
+    relay: Arc<Relay>,
+    listener: UnixListener,
+    path: PathBuf,
+    options: GuestOptions,
+    stop: Arc<OwnedFd>,
+    guest: Option<(Connection, Session)>,
+}
+
+impl Server {
+    fn run(mut self) {
+        let tick = Timespec::try_from(TICK).ok();
+        loop {
+            let (stopped, waiting) = {
+                let mut fds = vec![
+                    PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
+                    PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
+                ];
+                if let Some((connection, _)) = &self.guest {
+                    fds.push(PollFd::from_borrowed_fd(connection.fd(), PollFlags::IN));
+                }
+                let timeout = tick.as_ref().filter(|_| self.guest.is_some());
+                match poll(&mut fds, timeout) {
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => {
+                        tracing::error!(
+                            "relay {}: cannot wait for {}: {error}",
+                            self.relay.id(),
+                            self.path.display()
+                        );
+                        return;
+                    }
+                }
+                let ready = |n: usize| fds.get(n).is_some_and(|fd| !fd.revents().is_empty());
+                (ready(0), ready(1))
+            };
+            if stopped {
+                return;
+            }
+            self.serve();
+            if waiting {
+                self.accept();
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        let (id, path) = (self.relay.id(), self.path.display());
+        let connection = match self.listener.accept().and_then(|(stream, _)| Connection::new(stream)) {
+            Ok(connection) => connection,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) => {
+                tracing::warn!("relay {id}: cannot accept on {path}: {error}");
+                // Out of descriptors, say: the connection stays in the queue, and asking again at once would spin.
+                std::thread::sleep(Duration::from_millis(100));
+                return;
+            }
+        };
+        let peer = connection.peer();
+        let who = |peer: Option<i32>| peer.map_or("a process".to_owned(), |pid| format!("process {pid}"));
+        match &self.guest {
+            Some((present, _)) => tracing::warn!(
+                "relay {id}: refused a second VM on {path} ({}): {} is connected",
+                who(peer),
+                who(present.peer())
+            ),
+            None => {
+                tracing::info!("relay {id}: VM connected on {path} ({})", who(peer));
+                let session = Session::new(Arc::clone(&self.relay), &self.options, peer);
+                self.guest = Some((connection, session));
+            }
+        }
+    }
+
+    /// Handles what the guest has sent, and ends the connection when there is a reason to.
+    fn serve(&mut self) {
+        let Some((connection, session)) = &mut self.guest else { return };
+        let end = match serve(connection, session) {
+            Ok(()) if session.memory_is_poisoned() => "the VM took away memory that it had shared".to_owned(),
+            Ok(()) => return,
+            Err(reason) => reason,
+        };
+        tracing::info!("relay {}: VM disconnected from {}: {end}", self.relay.id(), self.path.display());
+        self.guest = None;
+    }
+}
+
+/// Messages handled before the rest of the thread's work is looked at again.
+const MESSAGES_AT_ONCE: usize = 64;
+
+fn serve(connection: &mut Connection, session: &mut Session) -> Result<(), String> {
+    for _ in 0..MESSAGES_AT_ONCE {
+        let Some(message) = connection.receive().map_err(|error: ConnectionError| error.to_string())? else {
+            return Ok(());
+        };
+        let request = message.header.request;
+        let reply = session.handle(message).map_err(|refusal| format!("{request:?}: {refusal}"))?;
+        if let Some(reply) = reply {
+            connection.send(&reply).map_err(|error| error.to_string())?;
+        }
+    }
+    Ok(())
+}

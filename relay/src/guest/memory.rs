@@ -1,0 +1,349 @@
+//! Guest memory: the regions that a front end shares, mapped here, and the look-up of guest addresses.
+//!
+//! ```text
+//!   guest physical   [ region 0        )      [ region 1   )
+//!   front end's own  [ user address    )      [ …          )      rings are named by user address,
+//!   ours             [ mapping         )      [ …          )      buffers by guest address
+//! ```
+//!
+//! A [`GuestMemory`] never changes. Adding or removing a region makes a new one, which shares the mappings that stay;
+//! a mapping goes when the last ring that holds it has gone, so unmapping too early cannot be written down.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vm_memory::FileOffset;
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
+
+use super::sigbus;
+
+/// Regions of one guest, at most. QEMU uses up to 512 slots, of which memory devices get 509.
+pub const MAX_REGIONS: usize = 509;
+
+/// Why a region was refused.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// Nothing to map.
+    #[error("memory region at {0:#x} has size 0")]
+    Empty(u64),
+    /// Address arithmetic would overflow.
+    #[error("memory region at {gpa:#x} of {size:#x} bytes reaches over the end of the address space")]
+    Overflow {
+        /// Guest physical address.
+        gpa: u64,
+        /// Size in bytes.
+        size: u64,
+    },
+    /// Two regions share guest addresses.
+    #[error("memory region at {0:#x} overlaps another")]
+    Overlap(u64),
+    /// More than [`MAX_REGIONS`].
+    #[error("more than {MAX_REGIONS} memory regions")]
+    TooMany,
+    /// There is no region like that to remove.
+    #[error("no memory region at {0:#x} of that size")]
+    Unknown(u64),
+    /// The file is no shared memory, where a page could be missing for reasons of its own (a disk, a network).
+    #[error("guest memory must be a memfd, tmpfs or hugetlbfs file (QEMU: memory-backend-memfd,share=on)")]
+    NotSharedMemory,
+    /// The kernel refused to map it.
+    #[error("cannot map memory region at {gpa:#x}: {cause}")]
+    Map {
+        /// Guest physical address.
+        gpa: u64,
+        /// What the kernel or the mapping code said.
+        cause: String,
+    },
+}
+
+/// A region as the front end describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionDescription {
+    /// Guest physical address.
+    pub gpa: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Address of the region in the front end's own address space.
+    pub user: u64,
+    /// Where the region begins in its file, in bytes.
+    pub offset: u64,
+}
+
+/// One mapped region.
+#[derive(Clone, Debug)]
+struct Region {
+    description: RegionDescription,
+    mapping: Arc<Mapping>,
+}
+
+#[derive(Debug)]
+struct Mapping {
+    // Before the region: the handler must not lay pages where something else may be mapped by then.
+    guard: sigbus::Guard,
+    region: MmapRegion<()>,
+}
+
+impl Region {
+    fn map(description: RegionDescription, file: File) -> Result<Self, MemoryError> {
+        let RegionDescription { gpa, size, user, offset } = description;
+        if size == 0 {
+            return Err(MemoryError::Empty(gpa));
+        }
+        let fits = |start: u64| start.checked_add(size).is_some();
+        if !fits(gpa) || !fits(user) || !fits(offset) || size > isize::MAX as u64 {
+            return Err(MemoryError::Overflow { gpa, size });
+        }
+        let map_error = |cause: &dyn std::fmt::Display| MemoryError::Map { gpa, cause: cause.to_string() };
+        let length = file.metadata().map_err(|cause| map_error(&cause))?.len();
+        if offset + size > length {
+            return Err(map_error(&format!("its file has {length} bytes only")));
+        }
+        let kind = rustix::fs::fstatfs(&file).map_err(|cause| map_error(&cause))?.f_type;
+        if kind != libc::TMPFS_MAGIC && kind != libc::HUGETLBFS_MAGIC {
+            return Err(MemoryError::NotSharedMemory);
+        }
+        let fd = file.as_raw_fd();
+        let region = MmapRegionBuilder::new(size as usize)
+            .with_file_offset(FileOffset::new(file, offset))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .build()
+            .map_err(|cause| map_error(&cause))?;
+        tracing::trace!(fd, gpa, size, "guest memory region mapped");
+        let guard = sigbus::Guard::new(region.as_ptr() as usize, size as usize);
+        Ok(Self { description, mapping: Arc::new(Mapping { guard, region }) })
+    }
+
+    fn host(&self) -> *mut u8 {
+        self.mapping.region.as_ptr()
+    }
+}
+
+/// All regions of one guest, in the order of their guest addresses.
+#[derive(Clone, Debug, Default)]
+pub struct GuestMemory {
+    regions: Vec<Region>,
+}
+
+impl GuestMemory {
+    /// Maps a whole table.
+    pub fn map(table: impl IntoIterator<Item = (RegionDescription, File)>) -> Result<Self, MemoryError> {
+        table
+            .into_iter()
+            .try_fold(Self::default(), |memory, (description, file)| memory.with(description, file))
+    }
+
+    /// This memory and one region more.
+    pub fn with(&self, description: RegionDescription, file: File) -> Result<Self, MemoryError> {
+        if self.regions.len() >= MAX_REGIONS {
+            return Err(MemoryError::TooMany);
+        }
+        let region = Region::map(description, file)?;
+        let end = |d: &RegionDescription| d.gpa + d.size;
+        let overlaps = |other: &Region| {
+            description.gpa < end(&other.description) && other.description.gpa < end(&description)
+        };
+        if self.regions.iter().any(overlaps) {
+            return Err(MemoryError::Overlap(description.gpa));
+        }
+        let mut regions = self.regions.clone();
+        let at = regions.partition_point(|other| other.description.gpa < description.gpa);
+        regions.insert(at, region);
+        Ok(Self { regions })
+    }
+
+    /// This memory without the region that has the guest address, user address and size of `description`.
+    pub fn without(&self, description: RegionDescription) -> Result<Self, MemoryError> {
+        let same = |region: &Region| {
+            let d = region.description;
+            (d.gpa, d.user, d.size) == (description.gpa, description.user, description.size)
+        };
+        let at = self.regions.iter().position(same).ok_or(MemoryError::Unknown(description.gpa))?;
+        let mut regions = self.regions.clone();
+        regions.remove(at);
+        Ok(Self { regions })
+    }
+
+    /// Number of regions.
+    pub fn len(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// Whether the front end took away pages that we touched since (it truncated the file).
+    pub fn is_poisoned(&self) -> bool {
+        self.regions.iter().any(|region| region.mapping.guard.is_poisoned())
+    }
+
+    /// Our address of `len` bytes at a user address of the front end; they must lie within one region.
+    pub fn at_user_address(&self, user: u64, len: u64) -> Option<NonNull<u8>> {
+        self.regions.iter().find_map(|region| {
+            let d = region.description;
+            let offset = user.checked_sub(d.user)?;
+            let inside = offset.checked_add(len)? <= d.size;
+            // SAFETY: `offset + len` is within the mapping, which is `size` bytes long.
+            inside.then(|| unsafe { NonNull::new_unchecked(region.host().add(offset as usize)) })
+        })
+    }
+}
+
+/// Guest address look-up for one ring: remembers the region that it found last.
+///
+/// Holds the memory, so what [`Translator::translate`] returns stays mapped as long as the translator lives.
+#[derive(Debug)]
+pub struct Translator {
+    table: Box<[Window]>,
+    last: usize,
+    memory: Arc<GuestMemory>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    gpa: u64,
+    size: u64,
+    host: NonNull<u8>,
+}
+
+// SAFETY: the pointers are addresses of shared mappings that `memory` keeps in place; no thread owns them.
+unsafe impl Send for Translator {}
+
+impl Translator {
+    /// A look-up over `memory`.
+    pub fn new(memory: Arc<GuestMemory>) -> Self {
+        let window = |region: &Region| {
+            let host = NonNull::new(region.host())?;
+            Some(Window { gpa: region.description.gpa, size: region.description.size, host })
+        };
+        let table = memory.regions.iter().filter_map(window).collect();
+        Self { table, last: 0, memory }
+    }
+
+    /// The memory behind it.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// Our address of guest address `gpa`, and how many of the `len` bytes from there lie in the same region; `None`
+    /// when `gpa` is in no region. At least one byte for `len > 0`.
+    #[inline]
+    pub fn translate(&mut self, gpa: u64, len: u32) -> Option<(NonNull<u8>, u32)> {
+        if let Some(found) = self.table.get(self.last).and_then(|window| window.find(gpa, len)) {
+            return Some(found);
+        }
+        self.search(gpa, len)
+    }
+
+    #[cold]
+    fn search(&mut self, gpa: u64, len: u32) -> Option<(NonNull<u8>, u32)> {
+        let at = self.table.partition_point(|window| window.gpa <= gpa).checked_sub(1)?;
+        let found = self.table[at].find(gpa, len)?;
+        self.last = at;
+        Some(found)
+    }
+}
+
+impl Window {
+    #[inline]
+    fn find(&self, gpa: u64, len: u32) -> Option<(NonNull<u8>, u32)> {
+        let offset = gpa.wrapping_sub(self.gpa);
+        if offset >= self.size {
+            return None;
+        }
+        let len = u64::from(len).min(self.size - offset) as u32;
+        // SAFETY: `offset < size`, so the result is inside the mapping.
+        Some((unsafe { self.host.add(offset as usize) }, len))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::os::fd::OwnedFd;
+
+    pub(crate) fn memfd(size: u64) -> File {
+        let fd: OwnedFd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&fd, size).unwrap();
+        File::from(fd)
+    }
+
+    fn region(gpa: u64, size: u64) -> RegionDescription {
+        RegionDescription { gpa, size, user: gpa.wrapping_add(0x7000_0000_0000), offset: 0 }
+    }
+
+    fn two() -> GuestMemory {
+        GuestMemory::map([
+            (region(0x10_0000, 0x2000), memfd(0x2000)),
+            (region(0x10_2000, 0x1000), memfd(0x1000)),
+        ])
+        .unwrap()
+    }
+
+    #[test]
+    fn addresses_translate_up_to_the_end_of_their_region_and_no_further() {
+        let memory = Arc::new(two());
+        let mut t = Translator::new(Arc::clone(&memory));
+        assert!(t.translate(0xf_ffff, 2).is_none(), "one byte before the first region");
+        assert_eq!(t.translate(0x10_0000, 4).unwrap().1, 4);
+        assert_eq!(t.translate(0x10_1fff, 4).unwrap().1, 1, "the last byte of a region");
+        assert_eq!(
+            t.translate(0x10_2000, 0x2000).unwrap().1,
+            0x1000,
+            "the adjacent region is another mapping"
+        );
+        assert!(t.translate(0x10_3000, 1).is_none(), "one byte behind the last region");
+        assert!(t.translate(u64::MAX, u32::MAX).is_none());
+        assert!(Translator::new(Arc::new(GuestMemory::default())).translate(0, 1).is_none());
+    }
+
+    #[test]
+    fn rings_must_lie_within_one_region() {
+        let memory = two();
+        let user = 0x7000_0000_0000 + 0x10_0000;
+        assert!(memory.at_user_address(user, 0x2000).is_some());
+        assert!(memory.at_user_address(user, 0x2001).is_none());
+        assert!(memory.at_user_address(user + 0x1fff, u64::MAX).is_none());
+    }
+
+    #[test]
+    fn impossible_regions_are_refused() {
+        let bad = |d: RegionDescription| GuestMemory::map([(d, memfd(0x1000))]).unwrap_err();
+        assert!(matches!(bad(region(0, 0)), MemoryError::Empty(_)));
+        assert!(matches!(bad(region(u64::MAX - 0x1000, 0x2000)), MemoryError::Overflow { .. }));
+        assert!(matches!(
+            bad(RegionDescription { offset: u64::MAX, ..region(0, 0x1000) }),
+            MemoryError::Overflow { .. }
+        ));
+        assert!(matches!(bad(RegionDescription { offset: 1, ..region(0, 0x800) }), MemoryError::Map { .. }));
+        assert!(matches!(bad(region(0, 0x2000)), MemoryError::Map { .. }), "longer than its file");
+        assert!(matches!(
+            two().with(region(0x10_1000, 0x2000), memfd(0x2000)).unwrap_err(),
+            MemoryError::Overlap(_)
+        ));
+        let disk = File::open("/proc/self/exe").unwrap();
+        assert!(matches!(
+            GuestMemory::map([(region(0, 0x1000), disk)]).unwrap_err(),
+            MemoryError::NotSharedMemory
+        ));
+    }
+
+    #[test]
+    fn a_removed_region_stays_mapped_for_those_who_hold_it() {
+        let memory = Arc::new(two());
+        let mut old = Translator::new(Arc::clone(&memory));
+        let smaller = memory.without(region(0x10_2000, 0x1000)).unwrap();
+        assert_eq!((memory.len(), smaller.len()), (2, 1));
+        drop(memory);
+        let (host, _) = old.translate(0x10_2000, 1).unwrap();
+        // SAFETY: the translator holds the mapping.
+        unsafe { host.as_ptr().write_volatile(1) };
+        assert!(Translator::new(Arc::new(smaller)).translate(0x10_2000, 1).is_none());
+        assert!(two().without(region(0x20_0000, 0x1000)).is_err());
+    }
+}

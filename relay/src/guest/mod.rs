@@ -1,0 +1,10 @@
+//! The guest side: a front end's vhost-user connection and the memory that it shares.
+
+pub mod connection;
+pub mod endpoint;
+pub mod features;
+pub mod memory;
+pub mod message;
+pub mod session;
+mod sigbus;
+pub mod socket;

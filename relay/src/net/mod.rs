@@ -1,0 +1,3 @@
+//! What virtio-net adds to a frame.
+
+pub mod header;

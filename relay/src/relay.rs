@@ -1,0 +1,527 @@
+//! The relay: one device and one guest, brought together and apart.
+//!
+//! ```text
+//!   device   VF absent ──add──▶ DPDK_ADDED ──guest's rings run──▶ DPDK_READY
+//!                 ▲─────remove─────┘ ◀────────guest leaves──────────┘
+//!   guest    VIRTIO_UNINIT ──both rings run──▶ VIRTIO_READY ──a ring stops──▶ VIRTIO_UNINIT
+//! ```
+//!
+//! Every change is made the same way, by [`Relay::rebuild`]: the lanes are recalled from their workers, taken apart,
+//! changed, put together and sent out again. Meanwhile nobody polls the relay, which takes microseconds; a change that
+//! takes memory away waits for a device that still holds borrowed frames, for a bounded time.
+//!
+//! Two kinds of threads come here: the session of the guest, and the control thread of the device. Neither ever waits
+//! for hardware while it holds the relay's lock.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam::channel::Sender;
+use pmd::{DeviceStatistics, Identity, Link, Queues};
+use thiserror::Error;
+
+use crate::device_control::ToDevice;
+use crate::ends::{Ends, RelayCounters, take_back_borrowed};
+use crate::lane::{Direction, Lane, LaneKey};
+use crate::mailbox::WorkerHandle;
+use crate::ring::{ReceiveRing, SplitRing, TransmitRing};
+
+/// The guest's side, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestStatus {
+    /// Process id of the front end.
+    pub peer: Option<i32>,
+    /// Virtio features that it negotiated; 0 before.
+    pub features: u64,
+}
+
+/// How far a device is. The names are those of the C daemon (`DPDK_…` is history; users' scripts match on it).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceState {
+    /// None.
+    Uninit,
+    /// There, and waiting for its guest.
+    Added,
+    /// Running.
+    Ready,
+    /// On its way out.
+    Removing,
+}
+
+impl DeviceState {
+    /// The name that users see.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uninit => "DPDK_UNINIT",
+            Self::Added => "DPDK_ADDED",
+            Self::Ready => "DPDK_READY",
+            Self::Removing => "DPDK_REMOVING1",
+        }
+    }
+}
+
+/// How far a guest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestState {
+    /// No guest, or one whose rings do not run.
+    Uninit,
+    /// Both rings run.
+    Ready,
+}
+
+impl GuestState {
+    /// The name that users see.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uninit => "VIRTIO_UNINIT",
+            Self::Ready => "VIRTIO_READY",
+        }
+    }
+}
+
+/// The workers of a relay, one for each direction; often the same.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// Carries frames from the device to the guest.
+    pub vf_to_vm: WorkerHandle,
+    /// Carries frames from the guest to the device, and both ways of a cable.
+    pub vm_to_vf: WorkerHandle,
+}
+
+impl Placement {
+    fn of(&self, direction: Direction) -> &WorkerHandle {
+        match direction {
+            Direction::VfToVm => &self.vf_to_vm,
+            Direction::VmToVf => &self.vm_to_vf,
+        }
+    }
+}
+
+/// A relay seen from outside.
+#[derive(Clone, Debug)]
+pub struct RelayStatus {
+    /// The guest's connection, if there is one.
+    pub guest: Option<GuestStatus>,
+    /// State of the guest's rings.
+    pub guest_state: GuestState,
+    /// The device, if there is one.
+    pub device: Option<DeviceStatus>,
+    /// State of the device.
+    pub device_state: DeviceState,
+    /// CPU of the worker for VF to VM.
+    pub vf_to_vm_cpu: usize,
+    /// CPU of the worker for VM to VF.
+    pub vm_to_vf_cpu: usize,
+}
+
+/// A device seen from outside.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceStatus {
+    /// Name, as in [`Identity::name`].
+    pub name: String,
+    /// The rest of what the device says of itself; `None` while it is being opened, and for a cable.
+    pub identity: Option<Identity>,
+    /// Carrier, where known.
+    pub link: Option<Link>,
+    /// Counters of the device, at most a second old.
+    pub statistics: DeviceStatistics,
+}
+
+/// The relay has a device already.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("relay {relay} is in use by {device}; remove that first")]
+pub struct Occupied {
+    /// The relay's virtio-id.
+    pub relay: u32,
+    /// Name of the device that it has.
+    pub device: String,
+}
+
+/// Why a device was not removed.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum RemoveError {
+    /// There is none.
+    #[error("relay {0} has no device")]
+    Nothing(u32),
+    /// There is another.
+    #[error("relay {relay} has {actual}, not {wanted}")]
+    Another {
+        /// The relay's virtio-id.
+        relay: u32,
+        /// Name of the device that it has.
+        actual: String,
+        /// Name of the device that was to go.
+        wanted: String,
+    },
+    /// It is just being opened or removed.
+    #[error("{device} of relay {relay} is just being added or removed; try again")]
+    Busy {
+        /// The relay's virtio-id.
+        relay: u32,
+        /// Name of the device.
+        device: String,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct DeviceSlot {
+    pub(crate) state: DeviceState,
+    pub(crate) status: DeviceStatus,
+    /// How to reach the device's control thread; `None` while the device is being opened, and for a cable.
+    pub(crate) control: Option<Sender<ToDevice>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    placement: Placement,
+    ends: Ends,
+    /// Lanes that workers have.
+    out: Vec<(LaneKey, WorkerHandle)>,
+    receive_runs: bool,
+    transmit_runs: bool,
+    guest: Option<GuestStatus>,
+    pub(crate) device: Option<DeviceSlot>,
+}
+
+/// One relay.
+#[derive(Debug)]
+pub struct Relay {
+    id: u32,
+    counters: RelayCounters,
+    state: Mutex<State>,
+}
+
+/// What happens to frames that the device has borrowed from the guest when lanes are taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Borrowed {
+    /// They stay where they are: both ends will be joined again.
+    Keep,
+    /// They come back first, since one of the ends goes away.
+    TakeBack,
+}
+
+impl Relay {
+    /// A relay without device and guest.
+    pub fn new(id: u32, placement: Placement) -> Self {
+        let state = State {
+            placement,
+            ends: Ends::default(),
+            out: Vec::new(),
+            receive_runs: false,
+            transmit_runs: false,
+            guest: None,
+            device: None,
+        };
+        Self { id, counters: RelayCounters::default(), state: Mutex::new(state) }
+    }
+
+    /// The virtio-id.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> &RelayCounters {
+        &self.counters
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How things are.
+    pub fn status(&self) -> RelayStatus {
+        let state = self.lock();
+        RelayStatus {
+            guest: state.guest,
+            guest_state: state.guest_state(),
+            device: state.device.as_ref().map(|device| device.status.clone()),
+            device_state: state.device.as_ref().map_or(DeviceState::Uninit, |device| device.state),
+            vf_to_vm_cpu: state.placement.vf_to_vm.cpu,
+            vm_to_vf_cpu: state.placement.vm_to_vf.cpu,
+        }
+    }
+
+    /// Takes all lanes home, lets `change` at the ends, and sends the lanes out again.
+    fn rebuild<R>(&self, state: &mut State, borrowed: Borrowed, change: impl FnOnce(&mut Ends) -> R) -> R {
+        let mut device_lives = true;
+        for (key, worker) in std::mem::take(&mut state.out) {
+            let Some(mut lane) = worker.recall(key) else { continue };
+            if borrowed == Borrowed::TakeBack {
+                device_lives &= take_back_borrowed(&mut lane);
+            }
+            state.ends.take_apart(*lane);
+        }
+        let result = change(&mut state.ends);
+        for lane in state.ends.lanes(self.id, &self.counters) {
+            let worker = state.placement.of(lane.key.direction).clone();
+            state.out.push((lane.key, worker.clone()));
+            worker.adopt(Box::new(lane));
+        }
+        if !device_lives {
+            state.tell_device(|| ToDevice::Restart);
+        }
+        result
+    }
+
+    /// A front end has connected, or has gone.
+    pub fn set_guest(&self, guest: Option<GuestStatus>) {
+        self.lock().guest = guest;
+        self.counters.vm_to_vf.forget_source();
+    }
+
+    /// The front end has negotiated.
+    pub fn set_guest_features(&self, features: u64) {
+        if let Some(guest) = &mut self.lock().guest {
+            guest.features = features;
+        }
+    }
+
+    /// The guest's receive queue runs.
+    pub fn attach_receive(&self, ring: ReceiveRing) {
+        let mut state = self.lock();
+        self.rebuild(&mut state, Borrowed::Keep, |ends| ends.guest_receive = Some(ring));
+        state.receive_runs = true;
+        state.guest_changed();
+    }
+
+    /// The guest's transmit queue runs.
+    pub fn attach_transmit(&self, ring: TransmitRing) {
+        let mut state = self.lock();
+        self.rebuild(&mut state, Borrowed::Keep, |ends| ends.guest_transmit = Some(ring));
+        state.transmit_runs = true;
+        state.guest_changed();
+    }
+
+    /// Takes a ring of the guest away (0 receive, 1 transmit). When this returns, no worker uses it and no device holds
+    /// its buffers; it takes at most [`crate::ends::TAKE_BACK_TIME`] and what aborting a queue takes. Returns the first
+    /// available slot that was not taken; `None` when the ring did not run.
+    pub fn detach_ring(&self, index: usize) -> Option<u16> {
+        let mut state = self.lock();
+        let borrowed = if index == 0 { Borrowed::Keep } else { Borrowed::TakeBack };
+        let next = self.rebuild(&mut state, borrowed, |ends| {
+            if index == 0 {
+                ends.guest_receive.take().map(|mut ring| ring.ring().next_available())
+            } else {
+                ends.guest_transmit.take().map(|mut ring| ring.ring().next_available())
+            }
+        });
+        if index == 0 {
+            state.receive_runs = false;
+        } else {
+            state.transmit_runs = false;
+        }
+        state.guest_changed();
+        next
+    }
+
+    /// Changes a running ring of the guest in a way that takes nothing from it.
+    pub fn with_ring(&self, index: usize, change: impl FnOnce(&mut SplitRing)) {
+        let mut state = self.lock();
+        self.rebuild(&mut state, Borrowed::Keep, |ends| {
+            let ring = if index == 0 {
+                ends.guest_receive.as_mut().map(ReceiveRing::ring)
+            } else {
+                ends.guest_transmit.as_mut().map(TransmitRing::ring)
+            };
+            if let Some(ring) = ring {
+                change(ring);
+            }
+        });
+    }
+
+    /// Sets the relay's place for a device aside while that is being opened.
+    pub fn reserve(self: &Arc<Self>, name: &str) -> Result<Reservation, Occupied> {
+        let mut state = self.lock();
+        if let Some(device) = &state.device {
+            return Err(Occupied { relay: self.id, device: device.status.name.clone() });
+        }
+        let status = DeviceStatus { name: name.to_owned(), ..DeviceStatus::default() };
+        state.device = Some(DeviceSlot { state: DeviceState::Uninit, status, control: None });
+        Ok(Reservation { relay: Some(Arc::clone(self)) })
+    }
+
+    /// Removes the device; with `name`, only if it is that one. Returns when it is gone.
+    pub fn remove_device(&self, name: Option<&str>) -> Result<(), RemoveError> {
+        let mut state = self.lock();
+        let Some(device) = &mut state.device else { return Err(RemoveError::Nothing(self.id)) };
+        let actual = device.status.name.clone();
+        if let Some(wanted) = name.filter(|wanted| *wanted != actual) {
+            return Err(RemoveError::Another { relay: self.id, actual, wanted: wanted.to_owned() });
+        }
+        match (device.state, device.control.take()) {
+            (DeviceState::Added | DeviceState::Ready, Some(control)) => {
+                device.state = DeviceState::Removing;
+                drop(state);
+                let (reply, answer) = crossbeam::channel::bounded(1);
+                // The control thread ends after this message, and with it the slot.
+                if control.send(ToDevice::Remove(reply)).is_ok() {
+                    let _ = answer.recv();
+                }
+            }
+            (DeviceState::Added | DeviceState::Ready, None) => {
+                self.rebuild(&mut state, Borrowed::TakeBack, |ends| ends.cable = false);
+                state.device = None;
+            }
+            (DeviceState::Uninit | DeviceState::Removing, control) => {
+                device.control = control;
+                return Err(RemoveError::Busy { relay: self.id, device: actual });
+            }
+        }
+        tracing::info!("relay {}: removed {actual}", self.id);
+        Ok(())
+    }
+
+    /// Whether the guest wants its device to run: from when both rings run until neither does.
+    pub(crate) fn guest_wants_device(&self, running: bool) -> bool {
+        let state = self.lock();
+        if running {
+            state.receive_runs || state.transmit_runs
+        } else {
+            state.receive_runs && state.transmit_runs
+        }
+    }
+
+    /// The device has been started: its queues go to the workers.
+    pub(crate) fn attach_queues(&self, mut queues: Queues, max_frame: u32) {
+        let mut state = self.lock();
+        self.rebuild(&mut state, Borrowed::Keep, |ends| {
+            ends.device_receive = queues.receive.pop().map(|queue| (queue, Box::default()));
+            ends.device_transmit = queues.transmit.pop().map(|queue| (queue, max_frame));
+        });
+        state.set_device_state(DeviceState::Ready);
+    }
+
+    /// The device is to be stopped: takes its queues from the workers, with no frame of the guest left in them.
+    pub(crate) fn detach_queues(&self) -> Queues {
+        let mut state = self.lock();
+        let counters = &self.counters.vf_to_vm;
+        let queues = self.rebuild(&mut state, Borrowed::TakeBack, |ends| {
+            let receive = ends.device_receive.take().map(|(queue, waiting)| {
+                counters.count_drop(crate::counters::DropReason::Aborted, waiting.len() as u64);
+                queue
+            });
+            let transmit = ends.device_transmit.take().map(|(queue, _)| queue);
+            Queues { receive: receive.into_iter().collect(), transmit: transmit.into_iter().collect() }
+        });
+        if state.device.as_ref().is_some_and(|device| device.state == DeviceState::Ready) {
+            state.set_device_state(DeviceState::Added);
+        }
+        queues
+    }
+}
+
+impl State {
+    fn guest_state(&self) -> GuestState {
+        if self.receive_runs && self.transmit_runs { GuestState::Ready } else { GuestState::Uninit }
+    }
+
+    fn set_device_state(&mut self, new: DeviceState) {
+        if let Some(device) = &mut self.device
+            && device.state != DeviceState::Removing
+        {
+            device.state = new;
+        }
+    }
+
+    fn tell_device(&self, message: impl FnOnce() -> ToDevice) {
+        if let Some(control) = self.device.as_ref().and_then(|device| device.control.as_ref()) {
+            // A control thread that has ended has no more use for news.
+            let _ = control.send(message());
+        }
+    }
+
+    fn guest_changed(&mut self) {
+        self.tell_device(|| ToDevice::GuestChanged);
+        let runs = self.receive_runs && self.transmit_runs;
+        if self.ends.cable {
+            self.set_device_state(if runs { DeviceState::Ready } else { DeviceState::Added });
+        }
+    }
+}
+
+/// A relay's place for a device, held while the device is being opened; given up when dropped.
+#[derive(Debug)]
+pub struct Reservation {
+    relay: Option<Arc<Relay>>,
+}
+
+impl Reservation {
+    /// Puts an open device in. Its control thread starts here.
+    pub fn attach(mut self, device: Box<dyn pmd::Device>) -> std::io::Result<()> {
+        let Some(relay) = self.relay.take() else { return Ok(()) };
+        let identity = device.identity().clone();
+        let started = crate::device_control::start(Arc::clone(&relay), device);
+        let mut state = relay.lock();
+        match started {
+            Ok(control) => {
+                tracing::info!("relay {}: added {} ({})", relay.id, identity.name, identity.driver);
+                if let Some(slot) = &mut state.device {
+                    slot.status.name.clone_from(&identity.name);
+                    slot.status.identity = Some(identity);
+                    slot.state = DeviceState::Added;
+                    slot.control = Some(control);
+                }
+                state.guest_changed();
+                Ok(())
+            }
+            Err(error) => {
+                state.device = None;
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts a cable in, which sends the guest's frames back to it.
+    pub fn attach_cable(mut self) {
+        let Some(relay) = self.relay.take() else { return };
+        let mut state = relay.lock();
+        relay.rebuild(&mut state, Borrowed::TakeBack, |ends| ends.cable = true);
+        if let Some(slot) = &mut state.device {
+            slot.state = DeviceState::Added;
+            tracing::info!("relay {}: added {}", relay.id, slot.status.name);
+        }
+        state.guest_changed();
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(relay) = self.relay.take() {
+            relay.lock().device = None;
+        }
+    }
+}
+
+/// What a worker does with its lanes; here, next to what control does with them, so that both stay in step.
+// Boxed as they come by message, so that a worker neither allocates nor moves them when they go.
+#[allow(clippy::vec_box)]
+#[derive(Debug, Default)]
+pub struct Lanes(Vec<Box<Lane>>);
+
+impl Lanes {
+    /// Takes a lane in.
+    pub fn adopt(&mut self, lane: Box<Lane>) {
+        self.0.push(lane);
+    }
+
+    /// Hands a lane out.
+    pub fn release(&mut self, key: LaneKey) -> Option<Box<Lane>> {
+        let at = self.0.iter().position(|lane| lane.key == key)?;
+        Some(self.0.swap_remove(at))
+    }
+
+    /// All lanes.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Lane> {
+        self.0.iter_mut().map(Box::as_mut)
+    }
+
+    /// Number of lanes.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

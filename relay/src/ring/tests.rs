@@ -1,0 +1,413 @@
+//! Rings against a driver's side written by hand: well-behaved first, hostile after.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use pmd::{Burst, Segment, Token};
+
+use super::{ReceiveRing, RingConfig, RingError, SplitRing, TransmitRing};
+use crate::counters::{DirectionCounters, DropReason};
+use crate::driver::memory::GuestRam;
+use crate::driver::split::{Descriptor, DriverRing, INDIRECT, NEXT, WRITE, write_descriptor};
+use crate::guest::memory::{GuestMemory, RegionDescription};
+
+const SIZE: u16 = 8;
+const GPA: u64 = 0x10_0000;
+const RAM: u64 = 0x10_0000;
+/// Buffers of the tests are from here on; rings are below.
+const BUFFERS: u64 = GPA + 0x8000;
+
+struct Guest {
+    ram: GuestRam,
+    ring: DriverRing,
+    memory: Arc<GuestMemory>,
+    counters: DirectionCounters,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let mut ram = GuestRam::new(GPA, RAM).unwrap();
+        let ring = DriverRing::new(&mut ram, SIZE).unwrap();
+        let region = RegionDescription { gpa: GPA, size: RAM, user: ram.user(), offset: 0 };
+        let memory = Arc::new(GuestMemory::map([(region, ram.file().try_clone().unwrap())]).unwrap());
+        Self { ram, ring, memory, counters: DirectionCounters::default() }
+    }
+
+    fn config(&self) -> RingConfig {
+        RingConfig {
+            size: SIZE,
+            descriptors: self.ram.user_of(self.ring.descriptors),
+            available: self.ram.user_of(self.ring.available),
+            used: self.ram.user_of(self.ring.used),
+            next_available: 0,
+            indirect: true,
+        }
+    }
+
+    fn split(&self) -> SplitRing {
+        SplitRing::new(&self.config(), &self.memory, None).unwrap()
+    }
+
+    fn transmit(&self) -> TransmitRing {
+        TransmitRing::new(self.split(), 12)
+    }
+
+    fn receive(&self, mergeable: bool) -> ReceiveRing {
+        ReceiveRing::new(self.split(), 12, mergeable)
+    }
+
+    /// Writes a chain into descriptors `first..` and makes it available.
+    fn post(&mut self, first: u16, buffers: &[(u64, u32, u16)]) {
+        for (n, (addr, len, flags)) in buffers.iter().enumerate() {
+            let last = n + 1 == buffers.len();
+            let index = first + n as u16;
+            let flags = flags | if last { 0 } else { NEXT };
+            self.ring.set(&self.ram, index, Descriptor { addr: *addr, len: *len, flags, next: index + 1 });
+        }
+        self.ring.push(&self.ram, first);
+        self.ring.publish(&self.ram);
+    }
+
+    fn bytes(&self, gpa: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.ram.read(gpa, &mut bytes);
+        bytes
+    }
+
+    /// What the device takes of the transmit ring in one burst: lengths of the frames.
+    fn lengths(&self, ring: &mut TransmitRing) -> Vec<u32> {
+        let mut burst = Burst::new();
+        ring.receive(&mut burst, &self.counters);
+        let lengths = burst.frames().iter().map(|(frame, _)| frame.len()).collect();
+        for (frame, _) in burst.frames().iter() {
+            ring.complete(frame.token());
+        }
+        ring.flush(&self.counters);
+        lengths
+    }
+
+    fn dropped(&self) -> Vec<DropReason> {
+        DropReason::ALL.iter().copied().filter(|reason| self.counters.dropped(*reason) > 0).collect()
+    }
+}
+
+fn frame_of(bytes: &mut [u8]) -> Burst {
+    let mut burst = Burst::new();
+    // SAFETY: the tests keep `bytes` alive and untouched while the burst is used.
+    let segment = unsafe { Segment::new(NonNull::new(bytes.as_mut_ptr()).unwrap(), bytes.len() as u32) };
+    assert!(burst.push(segment, Token(0)));
+    burst
+}
+
+#[test]
+fn a_frame_is_borrowed_where_it_lies_and_completed_by_its_token() {
+    let mut guest = Guest::new();
+    let mut ring = guest.transmit();
+    guest.ram.write(BUFFERS + 12, b"a frame of some length");
+    guest.post(3, &[(BUFFERS, 12 + 22, 0)]);
+    let mut burst = Burst::new();
+    ring.receive(&mut burst, &guest.counters);
+    let (frame, segments) = burst.frames().iter().next().unwrap();
+    assert_eq!((frame.len(), frame.token()), (22, Token(3)));
+    let mut out = [0; 22];
+    assert_eq!(pmd::frame::gather(segments, &mut out), 22);
+    assert_eq!(&out, b"a frame of some length");
+    ring.flush(&guest.counters);
+    assert_eq!(guest.ring.pop(&guest.ram), None, "borrowed, not completed");
+    ring.complete(Token(3));
+    assert_eq!(guest.ring.pop(&guest.ram), None, "completed, not published");
+    ring.flush(&guest.counters);
+    assert_eq!(guest.ring.pop(&guest.ram), Some((3, 0)));
+}
+
+#[test]
+fn the_header_may_be_cut_anywhere() {
+    for cut in 1..=12 {
+        let mut guest = Guest::new();
+        let mut ring = guest.transmit();
+        guest.post(0, &[(BUFFERS, cut, 0), (BUFFERS + 0x100, 12 - cut, 0), (BUFFERS + 0x200, 60, 0)]);
+        assert_eq!(guest.lengths(&mut ring), [60], "cut after {cut} bytes");
+    }
+    let mut guest = Guest::new();
+    let mut ring = guest.transmit();
+    let table = BUFFERS + 0x1000;
+    for n in 0..13u16 {
+        let (len, flags) = if n < 12 { (1, NEXT) } else { (60, 0) };
+        write_descriptor(
+            &guest.ram,
+            table + 16 * u64::from(n),
+            Descriptor { addr: BUFFERS, len, flags, next: n + 1 },
+        );
+    }
+    guest.post(0, &[(table, 16 * 13, INDIRECT)]);
+    assert_eq!(guest.lengths(&mut ring), [60], "a table may be longer than the ring");
+}
+
+#[test]
+fn frames_that_the_sink_had_no_room_for_are_taken_again() {
+    let mut guest = Guest::new();
+    let mut ring = guest.transmit();
+    for n in 0..4 {
+        guest.post(n, &[(BUFFERS, 12 + 60 + u32::from(n), 0)]);
+    }
+    let mut burst = Burst::new();
+    ring.receive(&mut burst, &guest.counters);
+    assert_eq!(burst.len(), 4);
+    ring.complete(Token(0));
+    ring.put_back(3);
+    assert_eq!(ring.ring().next_available(), 1);
+    assert_eq!(guest.lengths(&mut ring), [61, 62, 63]);
+}
+
+#[test]
+fn a_malformed_chain_is_completed_counted_and_passed_over() {
+    const OUTSIDE: u64 = GPA + RAM;
+    let good = (BUFFERS, 12 + 60, 0);
+    type Chain = &'static [(u64, u32, u16)];
+    let cases: &[(Chain, DropReason)] = &[
+        (&[(BUFFERS, 0, 0)], DropReason::ChainTooShort),
+        (&[(BUFFERS, 11, 0)], DropReason::ChainTooShort),
+        (&[(BUFFERS, 12, 0)], DropReason::FrameTooShort),
+        (&[(OUTSIDE, 72, 0)], DropReason::BadAddress),
+        (&[(OUTSIDE - 1, 72, 0)], DropReason::BadAddress),
+        (&[(u64::MAX, 72, 0)], DropReason::BadAddress),
+        (&[(BUFFERS, u32::MAX, 0)], DropReason::FrameTooLong),
+        (&[(BUFFERS, 72, WRITE)], DropReason::WrongDirection),
+        (&[(BUFFERS, 72, 0), (BUFFERS, 72, WRITE)], DropReason::WrongDirection),
+        (&[(BUFFERS, 0, INDIRECT)], DropReason::BadIndirect),
+        (&[(BUFFERS, 17, INDIRECT)], DropReason::BadIndirect),
+        (&[(BUFFERS, 16, INDIRECT), (BUFFERS, 72, 0)], DropReason::BadIndirect),
+        (&[(OUTSIDE, 16, INDIRECT)], DropReason::BadAddress),
+        (&[(OUTSIDE - 8, 16, INDIRECT)], DropReason::BadAddress),
+        (&[(u64::MAX - 7, 32, INDIRECT)], DropReason::BadAddress),
+    ];
+    for (chain, reason) in cases {
+        let mut guest = Guest::new();
+        let mut ring = guest.transmit();
+        guest.post(0, &[good]);
+        guest.post(1, chain);
+        guest.post(4, &[good]);
+        let mut taken = guest.lengths(&mut ring);
+        taken.extend(guest.lengths(&mut ring));
+        assert_eq!(taken, [60, 60], "{chain:x?}");
+        assert_eq!(guest.dropped(), [*reason], "{chain:x?}");
+        let heads: Vec<_> = std::iter::from_fn(|| guest.ring.pop(&guest.ram)).map(|(head, _)| head).collect();
+        assert_eq!(heads, [0, 1, 4], "every chain comes back once: {chain:x?}");
+    }
+}
+
+#[test]
+fn chains_without_an_end_end() {
+    let mut guest = Guest::new();
+    let mut ring = guest.transmit();
+    let to = |next| Descriptor { addr: BUFFERS, len: 20, flags: NEXT, next };
+    guest.ring.set(&guest.ram, 0, to(0));
+    guest.ring.set(&guest.ram, 1, to(2));
+    guest.ring.set(&guest.ram, 2, to(1));
+    guest.ring.set(&guest.ram, 3, to(SIZE));
+    let table = BUFFERS + 0x1000;
+    write_descriptor(&guest.ram, table, to(0));
+    guest.ring.set(&guest.ram, 4, Descriptor { addr: table, len: 64, flags: INDIRECT, next: 0 });
+    let nested = Descriptor { addr: table, len: 16, flags: INDIRECT, next: 0 };
+    write_descriptor(&guest.ram, table + 0x100, nested);
+    guest.ring.set(&guest.ram, 5, Descriptor { addr: table + 0x100, ..nested });
+    for head in [0, 1, 3, 4, 5, SIZE, u16::MAX] {
+        guest.ring.push(&guest.ram, head);
+    }
+    guest.ring.publish(&guest.ram);
+    assert!(guest.lengths(&mut ring).is_empty());
+    assert_eq!(guest.counters.dropped(DropReason::ChainTooLong), 3);
+    assert_eq!(guest.counters.dropped(DropReason::BadDescriptorIndex), 3);
+    assert_eq!(guest.counters.dropped(DropReason::BadIndirect), 1);
+    assert_eq!(guest.ring.used_index(&guest.ram), 7);
+}
+
+#[test]
+fn an_index_out_of_reach_is_an_empty_ring() {
+    let mut guest = Guest::new();
+    let mut ring = guest.transmit();
+    guest.post(0, &[(BUFFERS, 72, 0)]);
+    guest.ring.set_available_index(&guest.ram, SIZE + 1);
+    assert!(guest.lengths(&mut ring).is_empty());
+    assert_eq!(guest.counters.bad_available_index.get(), 1);
+    guest.ring.set_available_index(&guest.ram, 1);
+    assert_eq!(guest.lengths(&mut ring), [60]);
+}
+
+#[test]
+fn indices_wrap_around() {
+    let mut guest = Guest::new();
+    let mut ring = guest.transmit();
+    for n in 0..70_000u32 {
+        guest.post((n % u32::from(SIZE)) as u16, &[(BUFFERS, 72, 0)]);
+        assert_eq!(guest.lengths(&mut ring), [60]);
+        assert_eq!(guest.ring.pop(&guest.ram), Some((n % u32::from(SIZE), 0)));
+    }
+}
+
+#[test]
+fn a_delivered_frame_stands_behind_its_header() {
+    let mut guest = Guest::new();
+    let mut ring = guest.receive(false);
+    guest.ram.write(BUFFERS, &[0xff; 100]);
+    guest.post(2, &[(BUFFERS, 2048, WRITE)]);
+    let mut bytes = [0x5a; 60];
+    assert_eq!(ring.deliver(frame_of(&mut bytes).frames(), &guest.counters), 1);
+    ring.flush(&guest.counters);
+    assert_eq!(guest.ring.pop(&guest.ram), Some((2, 72)));
+    let mut expected = vec![0; 12];
+    expected[10] = 1;
+    expected.extend_from_slice(&bytes);
+    assert_eq!(guest.bytes(BUFFERS, 72), expected);
+    assert_eq!(guest.bytes(BUFFERS + 72, 1), [0xff], "not a byte more");
+    assert_eq!((guest.counters.tx_frames.get(), guest.counters.tx_bytes.get()), (1, 60));
+}
+
+#[test]
+fn without_buffers_a_frame_waits() {
+    let mut guest = Guest::new();
+    let mut ring = guest.receive(true);
+    let mut bytes = [7; 200];
+    let burst = frame_of(&mut bytes);
+    assert_eq!(ring.deliver(burst.frames(), &guest.counters), 0);
+    guest.post(0, &[(BUFFERS, 100, WRITE)]);
+    guest.post(1, &[(BUFFERS + 0x100, 100, WRITE)]);
+    assert_eq!(ring.deliver(burst.frames(), &guest.counters), 0, "212 bytes do not fit into 200");
+    ring.flush(&guest.counters);
+    assert_eq!(guest.ring.pop(&guest.ram), None, "what was tried is taken back");
+    guest.post(2, &[(BUFFERS + 0x200, 100, WRITE)]);
+    assert_eq!(ring.deliver(burst.frames(), &guest.counters), 1);
+    ring.flush(&guest.counters);
+    let used: Vec<_> = std::iter::from_fn(|| guest.ring.pop(&guest.ram)).collect();
+    assert_eq!(used, [(0, 100), (1, 100), (2, 12)]);
+    assert_eq!(guest.bytes(BUFFERS, 12)[10..], [3, 0], "num_buffers");
+    assert_eq!(guest.bytes(BUFFERS + 12, 88), [7; 88]);
+    assert_eq!(guest.bytes(BUFFERS + 0x200, 12), [7; 12]);
+    assert_eq!(guest.dropped(), []);
+}
+
+#[test]
+fn a_header_in_single_bytes_is_written_in_single_bytes() {
+    let mut guest = Guest::new();
+    let mut ring = guest.receive(false);
+    let table = BUFFERS + 0x4000;
+    for n in 0..7u16 {
+        let (len, flags) = if n < 6 { (2, NEXT | WRITE) } else { (100, WRITE) };
+        let addr = BUFFERS + 0x100 * u64::from(n);
+        write_descriptor(&guest.ram, table + 16 * u64::from(n), Descriptor { addr, len, flags, next: n + 1 });
+    }
+    guest.post(0, &[(table, 16 * 7, INDIRECT)]);
+    let mut bytes = [9; 60];
+    assert_eq!(ring.deliver(frame_of(&mut bytes).frames(), &guest.counters), 1);
+    assert_eq!(guest.bytes(BUFFERS + 0x500, 2), [1, 0], "num_buffers");
+    assert_eq!(guest.bytes(BUFFERS + 0x600, 60), [9; 60]);
+}
+
+#[test]
+fn a_frame_longer_than_the_buffer_is_dropped_and_the_buffer_kept() {
+    let mut guest = Guest::new();
+    let mut ring = guest.receive(false);
+    guest.post(0, &[(BUFFERS, 1526, WRITE)]);
+    let mut long = [1; 1600];
+    assert_eq!(ring.deliver(frame_of(&mut long).frames(), &guest.counters), 1);
+    assert_eq!(guest.dropped(), [DropReason::GuestBufferTooSmall]);
+    let mut short = [2; 60];
+    assert_eq!(ring.deliver(frame_of(&mut short).frames(), &guest.counters), 1);
+    ring.flush(&guest.counters);
+    assert_eq!(guest.ring.pop(&guest.ram), Some((0, 72)));
+}
+
+#[test]
+fn runt_and_malformed_receive_chains_come_back_empty() {
+    for (mergeable, chain, reason) in [
+        (false, (BUFFERS, 11, WRITE), DropReason::ChainTooShort),
+        (false, (BUFFERS, 25, WRITE), DropReason::ChainTooShort),
+        (true, (BUFFERS, 0, WRITE), DropReason::ChainTooShort),
+        (true, (BUFFERS, 11, WRITE), DropReason::ChainTooShort),
+        (true, (BUFFERS, 2048, 0), DropReason::WrongDirection),
+        (false, (GPA + RAM, 2048, WRITE), DropReason::BadAddress),
+        (true, (GPA - 1, 2048, WRITE), DropReason::BadAddress),
+    ] {
+        let mut guest = Guest::new();
+        let mut ring = guest.receive(mergeable);
+        guest.post(1, &[chain]);
+        let mut bytes = [1; 60];
+        assert_eq!(ring.deliver(frame_of(&mut bytes).frames(), &guest.counters), 1, "{chain:x?}");
+        ring.flush(&guest.counters);
+        assert_eq!(guest.dropped(), [reason], "{chain:x?}");
+        assert_eq!(guest.ring.pop(&guest.ram), Some((1, 0)), "{chain:x?}");
+    }
+}
+
+#[test]
+fn a_bad_chain_in_the_middle_of_a_merged_frame_gives_all_of_them_back() {
+    let mut guest = Guest::new();
+    let mut ring = guest.receive(true);
+    guest.post(0, &[(BUFFERS, 100, WRITE)]);
+    guest.post(1, &[(BUFFERS, 100, 0)]);
+    guest.post(2, &[(BUFFERS, 2048, WRITE)]);
+    let mut long = [1; 300];
+    assert_eq!(ring.deliver(frame_of(&mut long).frames(), &guest.counters), 1);
+    assert_eq!(ring.deliver(frame_of(&mut long).frames(), &guest.counters), 1);
+    ring.flush(&guest.counters);
+    let used: Vec<_> = std::iter::from_fn(|| guest.ring.pop(&guest.ram)).collect();
+    assert_eq!(used, [(0, 0), (1, 0), (2, 312)]);
+    assert_eq!(guest.dropped(), [DropReason::WrongDirection]);
+}
+
+#[test]
+fn a_ring_that_is_not_where_it_can_be_is_refused() {
+    let guest = Guest::new();
+    let good = guest.config();
+    let refuse = |config: RingConfig| SplitRing::new(&config, &guest.memory, None).unwrap_err();
+    for size in [0, 1, 3, 6, 32769] {
+        assert_eq!(refuse(RingConfig { size, ..good }), RingError::Size(size));
+    }
+    assert!(matches!(
+        refuse(RingConfig { descriptors: good.descriptors + 8, ..good }),
+        RingError::Alignment { .. }
+    ));
+    assert!(matches!(
+        refuse(RingConfig { available: good.available + 1, ..good }),
+        RingError::Alignment { .. }
+    ));
+    assert!(matches!(refuse(RingConfig { used: good.used + 2, ..good }), RingError::Alignment { .. }));
+    let end = guest.ram.user() + RAM;
+    assert!(matches!(refuse(RingConfig { descriptors: end - 112, ..good }), RingError::OutsideMemory { .. }));
+    assert!(matches!(refuse(RingConfig { used: end - 64, ..good }), RingError::OutsideMemory { .. }));
+    assert!(matches!(refuse(RingConfig { available: 0, ..good }), RingError::OutsideMemory { .. }));
+    assert!(SplitRing::new(&RingConfig { descriptors: end - 128, ..good }, &guest.memory, None).is_ok());
+}
+
+#[test]
+fn a_ring_goes_on_from_its_used_index() {
+    let mut guest = Guest::new();
+    let mut ring = guest.transmit();
+    for n in 0..3 {
+        guest.post(n, &[(BUFFERS, 72, 0)]);
+    }
+    assert_eq!(guest.lengths(&mut ring), [60, 60, 60]);
+    guest.post(3, &[(BUFFERS, 73, 0)]);
+    let mut again = guest.transmit();
+    assert_eq!(guest.lengths(&mut again), [61], "a base of 0 is behind what the driver has been told");
+    assert_eq!(again.ring().next_available(), 4);
+}
+
+#[test]
+fn polling_drivers_are_not_interrupted() {
+    use rustix::event::{EventfdFlags, eventfd};
+    let mut guest = Guest::new();
+    let call = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    let ours = super::notify::Call::new(call.try_clone().unwrap()).unwrap();
+    let mut ring = TransmitRing::new(SplitRing::new(&guest.config(), &guest.memory, Some(ours)).unwrap(), 12);
+    assert_eq!(guest.ring.used_flags(&guest.ram), 1, "the device polls");
+    let mut count = [0; 8];
+    guest.post(0, &[(BUFFERS, 72, 0)]);
+    guest.lengths(&mut ring);
+    assert_eq!(rustix::io::read(&call, &mut count), Ok(8));
+    guest.ring.set_flags(&guest.ram, 1);
+    guest.post(1, &[(BUFFERS, 72, 0)]);
+    guest.lengths(&mut ring);
+    assert!(rustix::io::read(&call, &mut count).is_err());
+    assert_eq!(guest.counters.interrupts.get(), 1);
+}
