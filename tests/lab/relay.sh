@@ -28,7 +28,7 @@ traffic() { within "${1:-30}" answers; }
 ping_all() {
     local count=$1 output
     shift
-    output=$(ping -A -c "$count" -w 60 -q "$@" "$PEER")
+    output=$(ping -A -c "$count" -w 90 -q "$@" "$PEER")
     note "$(paste -sd ' ' <<< "$output" | sed 's/.*statistics --- //')"
     grep -q "$count packets transmitted, $count received" <<< "$output" || { echo "$output"; return 1; }
 }
@@ -39,7 +39,7 @@ silent() { ! ping -c 2 -i 0.1 -W 1 "$PEER"; }
 counters_say_at_least() {
     local direction n
     for direction in vf_to_vm vm_to_vf; do
-        n=$(counter 1 $direction rx_packets)
+        n=$(counter 1 $direction rx_frames)
         [ "$n" -ge "$1" ] || { echo "$direction: $n frames"; return 1; }
     done
 }
@@ -48,7 +48,7 @@ counters_say_at_least() {
 vf_is_quiet() { [ $((0x$(setpci -s "$1" COMMAND) & 4)) = 0 ]; }
 
 # counters_move, counters_rest: the guest of relay 1 is sending; and it is stuck
-sent() { counter 1 vm_to_vf tx_packets; }
+sent() { counter 1 vm_to_vf tx_frames; }
 counters_move() { local before; before=$(sent); sleep 0.5; [ "$(sent)" -gt "$before" ]; }
 counters_rest() { local before; before=$(sent); sleep 1; [ "$before" -gt 0 ] && [ "$(sent)" = "$before" ]; }
 

@@ -44,7 +44,7 @@ refused() {
     elif ! grep -Eqi -- "$pattern" <<< "$output"; then
         not_ok "$name" "the message does not say '$pattern': $(paste -sd '|' <<< "$output")"
     else
-        ok "$name" "$(tail -1 <<< "$output")"
+        ok "$name" "$(grep -Ei -m1 -- "$pattern" <<< "$output" | cut -c 1-200)"
     fi
 }
 
@@ -68,7 +68,8 @@ within() {
 spawn() {
     local name=$1
     shift
-    "$@" < /dev/null > "$OUT/$name.log" 2>&1 &
+    : > "$OUT/$name.log" # at once: others may look into it before the process has started
+    "$@" < /dev/null >> "$OUT/$name.log" 2>&1 &
     pids[$name]=$!
 }
 
