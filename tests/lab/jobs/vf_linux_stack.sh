@@ -37,7 +37,7 @@ fetch() {
 scene 2
 forwarder daemon --add-pci-vf "$VF0=1" || { not_ok ping6 "the daemon did not start"; exit 1; }
 daemon=${pids[daemon]}
-check promiscuous_refused_and_said says daemon promisc
+check promiscuous_refused_and_said within 10 says daemon promisc
 
 guest vm 52:54:00:00:00:10
 check ping6 within 30 answers fd00::9
@@ -51,7 +51,7 @@ ip neigh flush dev vf1
 guest stranger $other
 # It speaks first: that is when the daemon sees its MAC.
 ip netns exec guest ping -c 3 -W 1 10.0.0.2 > /dev/null
-check other_mac_warned says daemon "$other.*52:54:00:00:00:10|52:54:00:00:00:10.*$other"
+check other_mac_warned within 10 says daemon "$other.*52:54:00:00:00:10|52:54:00:00:00:10.*$other"
 # What the log proposes is run as it stands, and it works.
 advice=$(grep -Eo "ip link set (dev )?($PF vf 0|PF vf N) mac $other" "$OUT/daemon.log" | tail -1)
 advice=${advice/PF vf N/$PF vf 0}
