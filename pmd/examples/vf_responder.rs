@@ -217,11 +217,12 @@ impl Vf {
 }
 
 fn main() -> Result<(), Failure> {
+    tracing_subscriber::fmt().with_env_filter("info,pmd=debug").with_ansi(false).init();
     let options = options()?;
     let mut vfs =
         options.addresses.iter().map(|address| Vf::open(*address)).collect::<Result<Vec<_>, _>>()?;
     let mut burst = Burst::new();
-    let mut scratch = vec![Vec::with_capacity(ROOM); pmd::frame::BURST_FRAMES];
+    let mut scratch = vec![vec![0; ROOM]; pmd::frame::BURST_FRAMES];
     let end = Instant::now() + Duration::from_secs(options.seconds);
     let mut next = Instant::now();
     while Instant::now() < end && !vfs.is_empty() {

@@ -20,6 +20,16 @@ const QEMU: u16 = 0x1af4;
 
 /// Opens the VF at `address` with the driver that knows it.
 ///
+/// ```no_run
+/// use pmd::{VfOptions, open_vf};
+///
+/// let mut device = open_vf("0000:02:08.0".parse()?, &VfOptions::default())?;
+/// let queues = device.start()?;
+/// println!("{:?}", device.identity());
+/// device.stop(queues);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// The text of an error names the VF, the cause, and the command that helps. What stands in the way for now
 /// ([`DeviceError::NotReady`], [`DeviceError::Busy`]) can be tried again.
 pub fn open_vf(address: Address, options: &VfOptions) -> Result<Box<dyn Device>, DeviceError> {

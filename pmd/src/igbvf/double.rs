@@ -130,11 +130,12 @@ impl Pf {
             self.answer();
         }
         // Once the ping has been read, the answer follows.
-        if value & MAILBOX_ACK != 0 && self.words[0] == 0x0100 | CLEAR_TO_SEND {
-            if let Some(last) = self.heard.pop() {
-                self.words = last;
-                self.answer();
-            }
+        if value & MAILBOX_ACK != 0
+            && self.words[0] == 0x0100 | CLEAR_TO_SEND
+            && let Some(last) = self.heard.pop()
+        {
+            self.words = last;
+            self.answer();
         }
     }
 }

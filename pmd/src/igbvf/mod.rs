@@ -56,6 +56,9 @@ const _: () = assert!(RECEIVE_BYTES / BUFFER_SIZE as usize > 3 * RING as usize /
 /// Looks at a queue that is being enabled, and the time between two: 100 ms.
 const ENABLE_LOOKS: u32 = 100;
 const ENABLE_INTERVAL: Duration = Duration::from_millis(1);
+/// Looks at a queue that is being disabled, and the time between two: 10 ms.
+const DISABLE_LOOKS: u32 = 100;
+const DISABLE_INTERVAL: Duration = Duration::from_micros(100);
 /// Calls of `service` between two looks at the counters, which must not wrap in between: about 1 s.
 const COUNTERS_EVERY: u32 = 20;
 
@@ -209,6 +212,12 @@ impl Igbvf {
                  ip link set {place} trust on"
             ));
         }
+        if self.wishes.hashed_groups {
+            notices.push(format!(
+                "{name} is QEMU's model, which does not deliver all multicast groups when asked to: only common ones \
+                 and those of IPv6 addresses made of {mac} or of low numbers arrive"
+            ));
+        }
         notices
     }
 
@@ -222,7 +231,7 @@ impl Igbvf {
         write(RXDCTL, 0);
         base(RDBAL, RDBAH, receive);
         write(RDLEN, RING_BYTES as u32);
-        write(SRRCTL, SRRCTL_ONE_BUFFER | SRRCTL_DROP | BUFFER_SIZE / SRRCTL_UNIT);
+        write(SRRCTL, SRRCTL_ONE_BUFFER | SRRCTL_DROP | (BUFFER_SIZE / SRRCTL_UNIT));
         write(RDH, 0);
         write(RDT, 0);
         write(RXDCTL, DCTL_ENABLE | RXDCTL_THRESHOLDS);
@@ -253,14 +262,21 @@ impl Igbvf {
 
     /// Ends all DMA of the queues.
     fn quiesce(&mut self) {
-        let quiet = [RXDCTL, TXDCTL].map(|dctl| tx::disable(&*self.registers, dctl));
+        let quiet = [RXDCTL, TXDCTL].map(|dctl| disable(&*self.registers, dctl));
+        // A function that cannot be reset either is kept from the bus.
         if quiet.contains(&false)
-            && let Err(cause) = self.function.reset()
+            && let Err(cause) = self.function.reset().or_else(|_| self.function.set_bus_master(false))
         {
-            tracing::debug!(device = %self.identity.name, %cause, "not reset");
+            tracing::debug!(device = %self.identity.name, %cause, "neither reset nor kept from the bus");
         }
         if self.state != State::Gone {
             self.state = State::Stopped;
+        }
+    }
+
+    fn count(&mut self) {
+        if self.state != State::Gone {
+            self.statistics.update(&*self.registers);
         }
     }
 
@@ -276,9 +292,12 @@ impl Igbvf {
         running.then_some(DeviceEvent::ResetNeeded { reason })
     }
 
-    fn read_link(&self, status: u32) -> Link {
-        let alive = matches!(self.state, State::Ready | State::Running);
-        if !alive || status & STATUS_LU == 0 {
+    fn read_link(&self) -> Link {
+        if !matches!(self.state, State::Ready | State::Running) {
+            return Link::Down;
+        }
+        let status = self.registers.read(STATUS);
+        if status & STATUS_LU == 0 {
             return Link::Down;
         }
         let speed = match status >> STATUS_SPEED_SHIFT & 3 {
@@ -331,7 +350,12 @@ impl Device for Igbvf {
         tracing::debug!(device = %name, bytes = memory.len(), huge = memory.is_huge(), "DMA memory");
         let [receive, transmit, receive_buffers, transmit_buffers] =
             memory.carve([RING_BYTES, RING_BYTES, RECEIVE_BYTES, TRANSMIT_BYTES])?;
-        if let Err(cause) = self.enable(&receive, &transmit) {
+        let enabled = self
+            .function
+            .set_bus_master(true)
+            .map_err(|cause| DeviceError::Failed(format!("{name}: cannot allow it DMA: {cause}; see dmesg")))
+            .and_then(|()| self.enable(&receive, &transmit));
+        if let Err(cause) = enabled {
             self.quiesce();
             return Err(cause);
         }
@@ -353,29 +377,31 @@ impl Device for Igbvf {
     }
 
     fn stop(&mut self, queues: Queues) {
-        self.statistics.update(&*self.registers);
+        self.count();
         self.quiesce();
         drop(queues);
     }
 
     fn service(&mut self) -> Vec<DeviceEvent> {
+        // Every read of a device that has left costs a time-out of the bus.
+        let mut link = Link::Down;
         if self.state != State::Gone {
             let event = self.look_around();
             self.events.extend(event);
+            link = self.read_link();
         }
-        let link = self.read_link(self.registers.read(STATUS));
         if self.link.replace(link) != Some(link) {
             self.events.push(DeviceEvent::Link(link));
         }
         self.calls = self.calls.wrapping_add(1);
         if self.calls.is_multiple_of(COUNTERS_EVERY) {
-            self.statistics.update(&*self.registers);
+            self.count();
         }
         std::mem::take(&mut self.events)
     }
 
     fn statistics(&mut self) -> DeviceStatistics {
-        self.statistics.update(&*self.registers);
+        self.count();
         DeviceStatistics {
             rx_errors: self.receive.errors.load(Ordering::Relaxed),
             tx_errors: self.transmit.errors.load(Ordering::Relaxed),
@@ -388,6 +414,22 @@ impl Drop for Igbvf {
     fn drop(&mut self) {
         self.quiesce();
     }
+}
+
+/// Switches the queue with the control register `dctl` off; whether the device confirmed it within 10 ms.
+fn disable(registers: &dyn Registers, dctl: u32) -> bool {
+    let value = registers.read(dctl);
+    if value == ALL_ONES {
+        return false;
+    }
+    registers.write(dctl, value & !DCTL_ENABLE);
+    for _ in 0..DISABLE_LOOKS {
+        if registers.read(dctl) & DCTL_ENABLE == 0 {
+            return true;
+        }
+        thread::sleep(DISABLE_INTERVAL);
+    }
+    false
 }
 
 #[cfg(test)]

@@ -14,6 +14,9 @@ struct Function {
     map: FakeMap,
     removal: AtomicBool,
     resets: AtomicUsize,
+    master: AtomicBool,
+    /// It cannot be reset.
+    stubborn: AtomicBool,
 }
 
 impl DmaMap for Function {
@@ -30,6 +33,11 @@ impl DmaMap for Function {
 impl PciFunction for Function {
     fn reset(&self) -> io::Result<()> {
         self.resets.fetch_add(1, Ordering::Relaxed);
+        if self.stubborn.load(Ordering::Relaxed) { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(()) }
+    }
+
+    fn set_bus_master(&self, on: bool) -> io::Result<()> {
+        self.master.store(on, Ordering::Relaxed);
         Ok(())
     }
 
@@ -179,4 +187,16 @@ fn dropping_a_running_device_quiets_it() {
     assert_eq!(mapped(&function), 1);
     drop(queues);
     assert_eq!(mapped(&function), 0);
+}
+
+#[test]
+fn what_cannot_be_quieted_is_kept_from_the_bus() {
+    let double = Double::new();
+    let (mut device, function) = open(&double).unwrap();
+    let queues = device.start().unwrap();
+    assert!(function.master.load(Ordering::Relaxed));
+    function.stubborn.store(true, Ordering::Relaxed);
+    double.set(|pf| pf.gone = true);
+    device.stop(queues);
+    assert!(!function.master.load(Ordering::Relaxed));
 }

@@ -5,25 +5,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::thread;
-use std::time::Duration;
 
 use super::registers::*;
 use crate::device::{Accepted, Completions, TransmitQueue};
 use crate::frame::{Frames, MIN_FRAME, Segment};
 use crate::intel::descriptor::{TransmitFlags, is_transmitted, transmit_word};
 use crate::memory::{BUFFER_SIZE, DmaSlice};
-use crate::registers::{ALL_ONES, Registers};
+use crate::registers::Registers;
 
 const MASK: u16 = RING - 1;
 /// Descriptors after which a report is asked for, in a burst that long.
 const REPORT_EVERY: u16 = 32;
 /// Shortest frame on the wire without FCS (IEEE 802.3 §3.2.8); shorter ones are filled up with zeros.
 const WIRE_MIN: u32 = 60;
-/// Looks at a queue that is being disabled, and the time between two: 10 ms.
-const DISABLE_LOOKS: u32 = 100;
-const DISABLE_INTERVAL: Duration = Duration::from_micros(100);
-
 /// What the transmit queue counts for the slow side.
 #[derive(Debug, Default)]
 pub struct TransmitCounters {
@@ -209,24 +203,8 @@ impl TransmitQueue for IgbvfTransmit {
 
     fn abort(&mut self, _done: &mut Completions) {
         self.disabled = true;
-        disable(&*self.registers, TXDCTL);
+        super::disable(&*self.registers, TXDCTL);
     }
-}
-
-/// Switches the queue with the control register `dctl` off; whether the device confirmed it within 10 ms.
-pub(super) fn disable(registers: &dyn Registers, dctl: u32) -> bool {
-    let value = registers.read(dctl);
-    if value == ALL_ONES {
-        return false;
-    }
-    registers.write(dctl, value & !DCTL_ENABLE);
-    for _ in 0..DISABLE_LOOKS {
-        if registers.read(dctl) & DCTL_ENABLE == 0 {
-            return true;
-        }
-        thread::sleep(DISABLE_INTERVAL);
-    }
-    false
 }
 
 #[cfg(test)]

@@ -6,8 +6,12 @@ use crate::memory::DmaMap;
 
 /// A PCI function: one that VFIO gave us, or a model of one.
 pub trait PciFunction: DmaMap {
-    /// Resets the function (FLR where it has one): all its DMA ends, and its registers are as after power-on.
+    /// Resets the function by FLR: all its DMA ends, and its registers are as after power-on. An error where it cannot
+    /// be reset from outside.
     fn reset(&self) -> io::Result<()>;
+
+    /// Allows or forbids the function to start DMA.
+    fn set_bus_master(&self, on: bool) -> io::Result<()>;
 
     /// Whether its owner has asked for the function back, because it is about to leave the machine.
     fn removal_requested(&self) -> bool;

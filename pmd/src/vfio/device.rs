@@ -93,24 +93,22 @@ impl Function {
         if flags & accessible != accessible || size < PCI_CONFIG_SIZE {
             return Err(failed("reach the configuration space", io::ErrorKind::Unsupported.into()));
         }
-        function.reset().map_err(|cause| failed("reset the function", cause))?;
-        function.set_bus_master(true).map_err(|cause| failed("allow it DMA", cause))?;
+        // What cannot be reset from outside (a VF that a virtual machine has behind a bridge to conventional PCI shows
+        // no FLR) is reset by its driver.
+        match function.reset() {
+            Err(cause) if cause.raw_os_error() != Some(libc::EINVAL) => {
+                return Err(failed("reset the function", cause));
+            }
+            _ => {}
+        }
+        // Off until the driver has its memory in place.
+        function.set_bus_master(false).map_err(|cause| failed("reach the command register", cause))?;
         Ok(Arc::new(function))
     }
 
     /// Where it sits.
     pub fn address(&self) -> Address {
         self.address
-    }
-
-    /// Allows or forbids the function to start DMA.
-    pub fn set_bus_master(&self, on: bool) -> io::Result<()> {
-        let at = self.config + PCI_COMMAND;
-        let mut command = [0; 2];
-        whole(rustix::io::pread(self, &mut command, at)?)?;
-        let old = u16::from_le_bytes(command);
-        let new = if on { old | PCI_COMMAND_MASTER } else { old & !PCI_COMMAND_MASTER };
-        whole(rustix::io::pwrite(self, &new.to_le_bytes(), at)?)
     }
 
     /// The parts of BAR `index` that can be mapped, in order.
@@ -171,6 +169,15 @@ impl PciFunction for Function {
         // SAFETY: the descriptor is a VFIO device; this call has no argument.
         let status = unsafe { libc::ioctl(self.device.as_raw_fd(), VFIO_DEVICE_RESET) };
         if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    fn set_bus_master(&self, on: bool) -> io::Result<()> {
+        let at = self.config + PCI_COMMAND;
+        let mut command = [0; 2];
+        whole(rustix::io::pread(self, &mut command, at)?)?;
+        let old = u16::from_le_bytes(command);
+        let new = if on { old | PCI_COMMAND_MASTER } else { old & !PCI_COMMAND_MASTER };
+        whole(rustix::io::pwrite(self, &new.to_le_bytes(), at)?)
     }
 
     /// The kernel asks before VFs are disabled or the device is unplugged, and waits until it is closed, for as long
