@@ -68,4 +68,4 @@ stop count INT
 check both_ends_agree agree
 
 check daemon_unharmed unharmed daemon "$daemon"
-check daemon_stops stop daemon TERM 10
+check daemon_stops ends_well daemon TERM 10

@@ -20,4 +20,4 @@ check ping_1400 ping_all 20 -i 0.5 -W 20 -s 1400
 check guest_pings_out within 300 says vm 'guest: 50 packets transmitted, 50 packets received'
 stop vm > /dev/null
 check daemon_unharmed unharmed daemon "$daemon"
-check daemon_stops stop daemon TERM 30
+check daemon_stops ends_well daemon TERM 30

@@ -42,4 +42,4 @@ check chowned_directory_accepted within 30 serves
 vm vm "$(socket 1)" icmpecho
 check traffic_after_restart traffic
 stop vm INT
-check daemon_stops stop again
+check daemon_stops ends_well again

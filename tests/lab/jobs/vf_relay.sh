@@ -39,6 +39,6 @@ done
 stop pings INT
 
 check daemon_unharmed unharmed daemon "$daemon"
-check daemon_stops stop daemon TERM 10
+check daemon_stops ends_well daemon TERM 10
 # The VF is at rest: it does no DMA (bus mastering is off), and the next one can have it.
 check vf_left_quiet vf_is_quiet "$VF0"
