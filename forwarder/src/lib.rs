@@ -1,6 +1,7 @@
 #![forbid(unsafe_code)]
 //! The daemon: workers, placement, configuration, life cycle; and the demonstration.
 
+pub mod config;
 pub mod daemon;
 pub mod demo;
 pub mod device;

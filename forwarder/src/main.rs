@@ -30,7 +30,7 @@ fn main() -> anyhow::Result<()> {
         let s = forwarder::demo::run(std::time::Duration::from_secs(5), cpu)?;
         std::process::exit(i32::from(!s.is_clean()));
     }
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_writer(std::io::stderr).init();
     let cli = Cli::parse();
     let devices = cli
         .add_device

@@ -1,0 +1,215 @@
+//! What the daemon shall do, from four places: command line over TOML file over defaults file over what is built in.
+//!
+//! ```text
+//!   options ────────┐
+//!   TOML file ──────┼─▶ Layer over Layer over Layer ──▶ validate ──▶ Config, or all mistakes at once
+//!   defaults file ──┘        (raw text with its place)
+//! ```
+
+mod cpus;
+mod defaults_file;
+mod layer;
+mod options;
+mod shell;
+mod sockets;
+mod toml_file;
+mod validate;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use control::api::DeviceSpec;
+use control::server::ServerConfig;
+use thiserror::Error;
+use tracing::level_filters::LevelFilter;
+
+pub use cpus::Machine;
+use layer::Layer;
+pub use layer::Notice;
+pub use options::{Command, CommandLine, Options};
+pub use sockets::SocketPattern;
+use validate::Validator;
+
+use crate::placement::Pins;
+use crate::worker::Idle;
+
+/// Directory of the vhost-user sockets, as the documentation of the C daemon has it.
+pub const DEFAULT_VHOST_PATH: &str = "/tmp/virtio-forwarder";
+
+/// The validated configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// CPUs of the workers, in order; at least one.
+    pub cpus: Vec<usize>,
+    /// Number of relays.
+    pub relays: u32,
+    /// The vhost-user sockets.
+    pub sockets: Sockets,
+    /// Devices to add at start; no relay and no device occurs twice.
+    pub devices: Vec<InitialDevice>,
+    /// Relays that are pinned to CPUs, all of them among `cpus`.
+    pub pins: Pins,
+    /// What VMs are offered.
+    pub guest: GuestOffer,
+    /// Token for VFs whose PF is held by VFIO, too.
+    pub vf_token: Option<String>,
+    /// How much to log.
+    pub log_level: LogLevel,
+    /// What idle workers do.
+    pub idle: Idle,
+    /// The control socket, its group, and the address for metrics.
+    pub control: ServerConfig,
+}
+
+/// The vhost-user sockets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sockets {
+    /// Where they are.
+    pub directory: PathBuf,
+    /// What they are called.
+    pub pattern: SocketPattern,
+    /// Their owner; `None`: the daemon's user.
+    pub owner: Option<u32>,
+    /// Their group; `None`: the daemon's group.
+    pub group: Option<u32>,
+    /// VMs make the sockets, the daemon connects.
+    pub client: bool,
+    /// None are made at start.
+    pub dynamic: bool,
+}
+
+impl Sockets {
+    /// The path of relay `id`.
+    pub fn path(&self, id: u32) -> PathBuf {
+        self.pattern.path(&self.directory, id)
+    }
+}
+
+/// A device that a relay gets at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InitialDevice {
+    /// The relay.
+    pub relay: u32,
+    /// The device.
+    pub device: DeviceSpec,
+}
+
+/// What VMs are offered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GuestOffer {
+    /// Mergeable receive buffers.
+    pub mergeable_buffers: bool,
+    /// Jumbo frames.
+    pub jumbo: bool,
+    /// TCP segmentation offload.
+    pub segmentation: bool,
+}
+
+/// A threshold of the log as syslog counts: 0 (emergencies) to 7 (debugging).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLevel(u8);
+
+impl Default for LogLevel {
+    fn default() -> Self {
+        Self(6)
+    }
+}
+
+impl LogLevel {
+    /// The number.
+    pub fn number(self) -> u8 {
+        self.0
+    }
+
+    /// The same for `tracing`.
+    pub fn filter(self) -> LevelFilter {
+        match self.0 {
+            0..=3 => LevelFilter::ERROR,
+            4 => LevelFilter::WARN,
+            5 | 6 => LevelFilter::INFO,
+            _ => LevelFilter::DEBUG,
+        }
+    }
+}
+
+/// Everything that is wrong with the configuration. Each mistake names its place and what to write instead.
+#[derive(Debug, Error)]
+#[error("the configuration cannot be used:\n  {}", mistakes.join("\n  "))]
+pub struct ConfigError {
+    /// The mistakes.
+    pub mistakes: Vec<String>,
+}
+
+/// Where the files are when no option says so.
+#[derive(Clone, Debug)]
+pub struct Locations {
+    /// The TOML file.
+    pub config: PathBuf,
+    /// The defaults file.
+    pub defaults: PathBuf,
+}
+
+impl Default for Locations {
+    fn default() -> Self {
+        Self {
+            config: "/etc/virtio-forwarder/config.toml".into(),
+            defaults: "/etc/default/virtioforwarder".into(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the files and puts everything together. The notices are for the log, once it is open.
+    pub fn load(
+        options: &Options,
+        locations: &Locations,
+        machine: &Machine,
+    ) -> Result<(Self, Vec<Notice>), ConfigError> {
+        let mut check = Validator { machine, errors: Vec::new(), notices: options.notices().collect() };
+        let toml = match read(options.config.as_deref(), "--config", &locations.config, &mut check.errors) {
+            Some((path, text)) => toml_file::parse(path, &text).unwrap_or_else(|mistake| {
+                check.errors.push(mistake);
+                Layer::default()
+            }),
+            None => Layer::default(),
+        };
+        let defaults =
+            match read(options.defaults.as_deref(), "--defaults", &locations.defaults, &mut check.errors) {
+                Some((path, text)) => {
+                    let file = defaults_file::parse(path, &text);
+                    check.errors.extend(file.errors);
+                    check.notices.extend(file.notices);
+                    file.layer
+                }
+                None => Layer::default(),
+            };
+        let config = check.config(options.layer().over(toml).over(defaults));
+        match check.errors.is_empty() {
+            true => Ok((config, check.notices)),
+            false => Err(ConfigError { mistakes: check.errors }),
+        }
+    }
+}
+
+/// The contents of a file: the one that an option names must be there, the usual one may be.
+fn read<'a>(
+    named: Option<&'a Path>,
+    option: &str,
+    usual: &'a Path,
+    errors: &mut Vec<String>,
+) -> Option<(&'a Path, String)> {
+    let path = named.unwrap_or(usual);
+    match fs::read_to_string(path) {
+        Ok(text) => Some((path, text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => None,
+        Err(error) => {
+            let by = if named.is_some() { format!("{option}: ") } else { String::new() };
+            errors.push(format!("{by}cannot read '{}': {error}", path.display()));
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+//! The places together.
+
+use super::*;
+use clap::Parser;
+use std::fs;
+
+/// Files in a directory of their own, and a machine with eight CPUs.
+struct Scene {
+    directory: tempfile::TempDir,
+    machine: Machine,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let machine = Machine { online: (0..8).collect(), allowed: (0..8).collect() };
+        Self { directory: tempfile::tempdir().unwrap(), machine }
+    }
+
+    fn with(self, name: &str, text: &str) -> Self {
+        fs::write(self.directory.path().join(name), text).unwrap();
+        self
+    }
+
+    fn load(&self, line: &str) -> Result<(Config, Vec<Notice>), ConfigError> {
+        let words = ["virtio-forwarder"].into_iter().chain(line.split_whitespace());
+        let options = CommandLine::try_parse_from(words).unwrap().options;
+        let at = |name| self.directory.path().join(name);
+        Config::load(
+            &options,
+            &Locations { config: at("config.toml"), defaults: at("defaults") },
+            &self.machine,
+        )
+    }
+
+    fn config(&self, line: &str) -> Config {
+        self.load(line).unwrap().0
+    }
+
+    fn mistakes(&self, line: &str) -> Vec<String> {
+        self.load(line).unwrap_err().mistakes
+    }
+}
+
+#[test]
+fn without_any_word_there_is_a_configuration() {
+    let (config, notices) = Scene::new().load("").unwrap();
+    assert_eq!(notices, []);
+    assert_eq!(config.cpus, [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(config.relays, 64);
+    assert_eq!(config.sockets.path(3), Path::new("/tmp/virtio-forwarder/virtio-forwarder3.sock"));
+    assert_eq!((config.sockets.owner, config.sockets.group), (None, None));
+    assert!(!config.sockets.client && !config.sockets.dynamic);
+    assert_eq!(config.guest, GuestOffer::default());
+    assert_eq!((config.devices, config.pins), (vec![], Pins::new()));
+    assert_eq!(config.vf_token, None);
+    assert_eq!((config.log_level.number(), config.log_level.filter()), (6, LevelFilter::INFO));
+    assert_eq!(config.idle, Idle::Adaptive);
+    assert_eq!(config.control.socket, Path::new("/run/virtio-forwarder/control.sock"));
+    assert_eq!((config.control.group, config.control.metrics_listen), (None, None));
+}
+
+#[test]
+fn a_flag_goes_before_the_toml_file_and_that_before_the_defaults() {
+    let scene = Scene::new()
+        .with(
+            "defaults",
+            "VIRTIOFWD_CPU_MASK=1\nVIRTIOFWD_LOG_LEVEL=3\nVIRTIOFWD_JUMBO=y\nVIRTIOFWD_MRGBUF=y\n",
+        )
+        .with("config.toml", "cpus = 2\nloglevel = 4\nenable-jumbo = false\nidle = \"poll\"\n");
+    let config = scene.config("--cpus 3 --enable-mrgbuf=false");
+    assert_eq!(config.cpus, [3]);
+    assert_eq!(config.log_level.number(), 4);
+    assert_eq!(config.guest, GuestOffer::default());
+    assert_eq!(config.idle, Idle::Poll);
+
+    let scene = scene.with("other", "VIRTIOFWD_LOG_LEVEL=1\n").with("other.toml", "relays = 2\n");
+    let other = scene.directory.path().join("other");
+    let config = scene.config(&format!("--defaults {0} --config {0}.toml", other.display()));
+    assert_eq!((config.log_level.number(), config.relays, config.cpus.len()), (1, 2, 7));
+}
+
+#[test]
+fn everything_can_be_said_in_each_place() {
+    let toml = r#"
+        cpus = [1, 2]
+        vhost-path = "/run/vm"
+        vhost-socket = "vm%u"
+        vhost-username = "root"
+        vhost-groupname = 0
+        vhostuser-client = true
+        dynamic-sockets = true
+        relays = 8
+        add-pci-vf = ["0000:05:08.1=1"]
+        add-device = ["tap:vm2=2", "loopback=3", "loopback=4"]
+        virtio-cpu = ["0:1,2;1:2", "7:1"]
+        enable-mrgbuf = true
+        enable-jumbo = true
+        enable-tso = true
+        vfio-vf-token = "0"
+        loglevel = 7
+        control-socket = "/run/c.sock"
+        control-group = "root"
+        metrics-listen = "[::1]:9100"
+        idle = "poll"
+    "#;
+    let defaults = "
+        VIRTIOFWD_CPU_MASK=0x6 VIRTIOFWD_SOCKET_DIR=/run/vm VIRTIOFWD_SOCKET_FNAME_PATTERN=vm%u
+        VIRTIOFWD_SOCKET_OWNER=root VIRTIOFWD_SOCKET_GROUP=0 VIRTIOFWD_VHOST_CLIENT=y VIRTIOFWD_DYNAMIC_SOCKETS=1
+        VIRTIOFWD_RELAYS=8 VIRTIOFWD_STATIC_VFS=05:08.1=1 VIRTIOFWD_DEVICES=(tap:vm2=2 loopback=3 loopback=4)
+        VIRTIOFWD_CPU_PINS=('0:1,2;1:2' 7:1) VIRTIOFWD_MRGBUF=y VIRTIOFWD_JUMBO=y VIRTIOFWD_TSO=y
+        VIRTIOFWD_VFIO_VF_TOKEN=0 VIRTIOFWD_LOG_LEVEL=7 VIRTIOFWD_CONTROL_SOCKET=/run/c.sock
+        VIRTIOFWD_CONTROL_GROUP=root VIRTIOFWD_METRICS_LISTEN=[::1]:9100 VIRTIOFWD_IDLE=poll";
+    let flags = "--cpus 0x6 --vhost-path /run/vm --vhost-socket vm%u --vhost-username=root --vhost-groupname=0 \
+        --vhostuser-client --dynamic-sockets --relays 8 --add-pci-vf 05:08.1=1 --add-device tap:vm2=2 \
+        --add-device loopback=3 --add-device loopback=4 --virtio-cpu 0:1,2;1:2 --virtio-cpu 7:1 --enable-mrgbuf \
+        --enable-jumbo --enable-tso --vfio-vf-token 0 --loglevel 7 --control-socket /run/c.sock --control-group root \
+        --metrics-listen [::1]:9100 --idle poll";
+    let by_toml = Scene::new().with("config.toml", toml).config("");
+    assert_eq!(by_toml.sockets.path(7), Path::new("/run/vm/vm7"));
+    assert_eq!((by_toml.sockets.owner, by_toml.sockets.group), (Some(0), Some(0)));
+    assert_eq!(by_toml.devices.len(), 4);
+    assert_eq!(by_toml.devices[0].device.to_string(), "0000:05:08.1");
+    assert_eq!(by_toml.pins[&0], (1, 2));
+    assert_eq!(by_toml.pins[&1], (2, 2));
+    assert_eq!(by_toml.vf_token.as_deref(), Some("14d63f20-8445-11ea-8900-1f9ce7d5650d"));
+    assert_eq!(by_toml.control.group, Some(0));
+    let expected = format!("{by_toml:?}");
+    assert_eq!(format!("{:?}", Scene::new().with("defaults", defaults).config("")), expected);
+    assert_eq!(format!("{:?}", Scene::new().config(flags)), expected);
+}
+
+#[test]
+fn all_mistakes_are_told_at_once_with_their_places() {
+    let scene = Scene::new()
+        .with(
+            "defaults",
+            "\nVIRTIOFWD_STATIC_VFS=(05:08.1=64 nonsense=1)\nVIRTIOFWD_SOCKET_OWNER=no-such-user\n",
+        )
+        .with("config.toml", "relays = 0\nidle = \"sleep\"\nvirtio-cpu = [\"0:9\", \"x\"]\n");
+    let mistakes =
+        scene.mistakes("--cpus 1,9 --metrics-listen localhost --vfio-vf-token abc --loglevel loud");
+    let at = |name: &str| scene.directory.path().join(name).display().to_string();
+    let expected = [
+        (format!("{}:1: relays: '0'", at("config.toml")), "1 to 1024"),
+        ("--cpus: CPU 9 is absent".to_owned(), "online are 0-7"),
+        (
+            format!("{}:3: VIRTIOFWD_SOCKET_OWNER: there is no user 'no-such-user'", at("defaults")),
+            "create it",
+        ),
+        (format!("{}:2: VIRTIOFWD_STATIC_VFS: there is no relay 64", at("defaults")), "--relays"),
+        (format!("{}:2: VIRTIOFWD_STATIC_VFS: 'nonsense' is not a PCI address", at("defaults")), "02:08.0"),
+        (format!("{}:3: virtio-cpu: '9' in '0:9' is no worker CPU", at("config.toml")), "1-7"),
+        (format!("{}:3: virtio-cpu: 'x' is no pin", at("config.toml")), "ID:CPU"),
+        ("--metrics-listen: 'localhost' is no address".to_owned(), "127.0.0.1:9100"),
+        ("--vfio-vf-token: 'abc' is no VF token".to_owned(), "UUID"),
+        ("--loglevel: 'loud' is no log level".to_owned(), "0 to 7"),
+        (format!("{}:2: idle: 'sleep'", at("config.toml")), "adaptive or poll"),
+    ];
+    assert_eq!(mistakes.len(), expected.len(), "{mistakes:#?}");
+    for (mistake, (starts, remedy)) in mistakes.iter().zip(&expected) {
+        assert!(mistake.starts_with(starts) && mistake.contains(remedy), "{mistake}\n{starts}");
+    }
+    let error = scene.load("--cpus 1,9").unwrap_err().to_string();
+    assert!(error.starts_with("the configuration cannot be used:\n  "), "{error}");
+}
+
+#[test]
+fn one_device_a_relay_and_one_relay_a_device() {
+    let scene = Scene::new();
+    for (line, says) in [
+        ("--add-device null=1 --add-pci-vf 05:08.1=1", "relay 1 gets 0000:05:08.1 and null"),
+        ("--add-device tap:a=1 --add-device tap:a=2", "tap:a goes to relay 1 and to relay 2"),
+        ("--add-device null", "write DEVICE=ID"),
+        ("--add-device null=", "'' is no relay id"),
+        ("--add-pci-vf tap:a=1", "'tap:a' is not a PCI address"),
+    ] {
+        let mistakes = scene.mistakes(line);
+        assert!(mistakes.len() == 1 && mistakes[0].contains(says), "{line}: {mistakes:?}");
+    }
+    assert_eq!(scene.config("--add-device pcap:/x=y.pcap=1").devices[0].device.to_string(), "pcap:/x=y.pcap");
+}
+
+#[test]
+fn files_that_are_named_must_be_there() {
+    let scene = Scene::new();
+    let mistakes = scene.mistakes("--config /nonexistent.toml --defaults /nonexistent");
+    assert_eq!(mistakes.len(), 2);
+    assert!(
+        mistakes[0].starts_with("--config: cannot read '/nonexistent.toml': No such file"),
+        "{mistakes:?}"
+    );
+    assert!(mistakes[1].starts_with("--defaults: "), "{mistakes:?}");
+}
+
+#[test]
+fn socket_paths_that_are_too_long_are_found_before_any_is_made() {
+    let mistakes = Scene::new().mistakes(&format!("--vhost-path /{}", "d".repeat(100)));
+    assert!(mistakes.len() == 1 && mistakes[0].starts_with("--vhost-path: the socket path"), "{mistakes:?}");
+    let mistakes = Scene::new().mistakes("--vhost-socket vm.sock");
+    assert!(mistakes[0].starts_with("--vhost-socket: 'vm.sock' lacks %u"), "{mistakes:?}");
+}
+
+#[test]
+fn high_log_levels_are_clamped_as_in_the_c_daemon() {
+    let (config, notices) = Scene::new().load("--loglevel 9").unwrap();
+    assert_eq!((config.log_level.number(), config.log_level.filter()), (7, LevelFilter::DEBUG));
+    assert!(
+        matches!(&notices[..], [Notice::Warning(text)] if text.starts_with("--loglevel: 9")),
+        "{notices:?}"
+    );
+}
+
+#[test]
+fn the_files_that_we_ship_are_valid() {
+    let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
+    let ship = |name: &str| fs::read_to_string(packaging.join(name)).unwrap();
+    let scene = Scene::new()
+        .with("defaults", &ship("default/virtioforwarder"))
+        .with("config.toml", &ship("config.toml"));
+    let (config, notices) = scene.load("").unwrap();
+    assert_eq!(notices, []);
+    assert!(!config.sockets.client);
+    assert!(config.guest.jumbo && config.guest.mergeable_buffers);
+    assert_eq!(config.cpus.len(), 7);
+
+    // What the example offers in comments is valid, too.
+    let example = ship("config.toml");
+    let offered =
+        example.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| !line.starts_with(' '));
+    let offered: String = offered.map(|line| format!("{line}\n")).collect();
+    assert!(offered.lines().count() > 10);
+    let config = Scene::new().with("config.toml", &offered).config("");
+    assert_eq!((config.devices.len(), config.pins.len()), (4, 2));
+}

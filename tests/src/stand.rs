@@ -1,0 +1,95 @@
+//! A test stand: workers, relays and their sockets, as the daemon has them, in one process.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use forwarder::worker::{Idle, Worker};
+use relay::Relay;
+use relay::driver::nic::{GuestNic, NicError, NicOptions};
+use relay::guest::endpoint::Endpoint;
+use relay::guest::features::GuestOptions;
+use relay::guest::socket::{SocketOwner, listen};
+use relay::relay::{GuestState, Placement};
+
+use crate::wait::eventually;
+
+/// Some relays on one worker.
+#[derive(Debug)]
+pub struct Stand {
+    // In the order in which they end: guests first, then devices, then the worker.
+    endpoints: Vec<Endpoint>,
+    relays: Vec<Arc<Relay>>,
+    _worker: Worker,
+    folder: tempfile::TempDir,
+}
+
+impl Stand {
+    /// A stand with `relays` relays without devices.
+    ///
+    /// # Panics
+    /// When the machine has no room for it.
+    #[allow(clippy::expect_used)]
+    pub fn new(relays: u32) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let cpu = core_affinity_of_last();
+        let worker = Worker::start(cpu, Idle::Adaptive).expect("a worker");
+        let placement = Placement { vf_to_vm: worker.handle().clone(), vm_to_vf: worker.handle().clone() };
+        let relays: Vec<_> = (0..relays).map(|id| Arc::new(Relay::new(id, placement.clone()))).collect();
+        let endpoint = |relay: &Arc<Relay>| {
+            let path = folder.path().join(format!("{}.sock", relay.id()));
+            let listener = listen(&path, SocketOwner::default()).expect("a socket");
+            Endpoint::start(Arc::clone(relay), listener, &path, GuestOptions::default()).expect("a thread")
+        };
+        let endpoints = relays.iter().map(endpoint).collect();
+        Self { endpoints, relays, _worker: worker, folder }
+    }
+
+    /// A relay.
+    pub fn relay(&self, id: usize) -> &Arc<Relay> {
+        &self.relays[id]
+    }
+
+    /// The path of a relay's socket.
+    pub fn socket(&self, id: usize) -> PathBuf {
+        self.folder.path().join(format!("{id}.sock"))
+    }
+
+    /// Gives relay `id` a cable.
+    ///
+    /// # Panics
+    /// When the relay has a device.
+    #[allow(clippy::expect_used)]
+    pub fn loopback(&self, id: usize) {
+        self.relays[id].reserve("loopback").expect("a free relay").attach_cable();
+    }
+
+    /// Gives relay `id` a device.
+    ///
+    /// # Panics
+    /// When the relay has one.
+    #[allow(clippy::expect_used)]
+    pub fn device(&self, id: usize, device: Box<dyn pmd::Device>) {
+        let name = device.identity().name.clone();
+        self.relays[id].reserve(&name).expect("a free relay").attach(device).expect("a thread");
+    }
+
+    /// Connects a guest to relay `id`, with its rings running.
+    pub fn connect(&self, id: usize, options: NicOptions) -> Result<GuestNic, NicError> {
+        let nic = GuestNic::connect(&self.socket(id), options)?;
+        eventually("the guest's rings run", || self.relays[id].status().guest_state == GuestState::Ready);
+        Ok(nic)
+    }
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        self.endpoints.clear();
+        for relay in &self.relays {
+            let _ = relay.remove_device(None);
+        }
+    }
+}
+
+fn core_affinity_of_last() -> usize {
+    std::thread::available_parallelism().map_or(0, |cpus| cpus.get() - 1)
+}

@@ -1,0 +1,202 @@
+//! Devices that come, go, fail, are reset, and hold on to what they borrowed.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use forwarder_tests::device::{Borrower, look};
+use forwarder_tests::frames::{exchange, frame};
+use forwarder_tests::stand::Stand;
+use forwarder_tests::wait::eventually;
+use pmd::DeviceEvent;
+use relay::counters::DropReason;
+use relay::driver::nic::{GuestNic, NicOptions};
+use relay::relay::{DeviceState, RemoveError};
+
+fn connect(stand: &Stand) -> GuestNic {
+    stand.connect(0, NicOptions::default()).unwrap()
+}
+
+fn ready(stand: &Stand) {
+    eventually("the device runs", || stand.relay(0).status().device_state == DeviceState::Ready);
+}
+
+fn send(nic: &mut GuestNic, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        assert!(nic.send(&frame(number)));
+    }
+    nic.flush();
+}
+
+#[test]
+fn frames_go_through_a_device_that_borrows_and_completes_in_any_order() {
+    let stand = Stand::new(1);
+    let (device, bench) = Borrower::new();
+    stand.device(0, Box::new(device));
+    assert_eq!(stand.relay(0).status().device_state, DeviceState::Added, "it waits for its guest");
+    let mut nic = connect(&stand);
+    ready(&stand);
+    send(&mut nic, 0..200);
+    eventually("200 frames are sent", || look(&bench).sent.len() == 200);
+    assert!(look(&bench).sent.iter().enumerate().all(|(n, bytes)| *bytes == frame(n as u32)));
+    eventually("all buffers come back", || {
+        nic.take_sent();
+        nic.free_slots() == 256
+    });
+    let mut received = 0;
+    // Never more at once than the guest has buffers: what waits for one is dropped after a millisecond.
+    for hundred in 0..10 {
+        look(&bench).to_receive.extend((100 * hundred..100 * (hundred + 1)).map(frame));
+        eventually("100 frames arrive", || {
+            nic.receive(64, |bytes| {
+                assert_eq!(bytes, frame(received));
+                received += 1;
+            });
+            received == 100 * (hundred + 1)
+        });
+    }
+    eventually("all receive buffers are given back", || look(&bench).lent == 0);
+}
+
+#[test]
+fn a_device_that_keeps_what_it_borrowed_has_it_taken_away_in_time() {
+    let stand = Stand::new(2);
+    stand.loopback(1);
+    let (device, bench) = Borrower::new();
+    stand.device(0, Box::new(device));
+    let mut nic = connect(&stand);
+    let mut neighbour = stand.connect(1, NicOptions::default()).unwrap();
+    ready(&stand);
+    look(&bench).withhold = true;
+    send(&mut nic, 0..100);
+    eventually("100 frames are borrowed", || look(&bench).borrowed.len() == 100);
+    let start = Instant::now();
+    let (_, transmit) = nic.stop_queues().unwrap();
+    let time = start.elapsed();
+    // The bound is 100 ms; ten times that is a fault on the slowest machine.
+    assert!((Duration::from_millis(100)..Duration::from_secs(2)).contains(&time), "{time:?}");
+    assert_eq!(transmit, 100, "every chain is the guest's again");
+    nic.take_sent();
+    assert_eq!(nic.free_slots(), 256);
+    assert_eq!(stand.relay(0).counters().vm_to_vf.dropped(DropReason::Aborted), 100);
+    assert!(look(&bench).borrowed.is_empty() && look(&bench).aborts > 0);
+    exchange(&mut neighbour, 0, 1000);
+    // A queue that was disabled is dead: its device is brought up anew, and carries frames again.
+    look(&bench).withhold = false;
+    eventually("the device is restarted", || look(&bench).stops >= 1);
+    nic.restart_queues().unwrap();
+    ready(&stand);
+    send(&mut nic, 100..150);
+    eventually("frames go out again", || look(&bench).sent.len() == 150);
+}
+
+#[test]
+fn a_guest_that_dies_takes_its_memory_back_from_the_device_first() {
+    let stand = Stand::new(1);
+    let (device, bench) = Borrower::new();
+    stand.device(0, Box::new(device));
+    for _ in 0..3 {
+        let mut nic = connect(&stand);
+        ready(&stand);
+        look(&bench).withhold = true;
+        send(&mut nic, 0..50);
+        eventually("frames are borrowed", || look(&bench).borrowed.len() == 50);
+        drop(nic);
+        eventually("the guest is gone", || stand.relay(0).status().guest.is_none());
+        assert!(look(&bench).borrowed.is_empty(), "nothing is left with the device");
+        look(&bench).withhold = false;
+    }
+}
+
+#[test]
+fn a_device_is_removed_and_added_under_traffic() {
+    let stand = Stand::new(1);
+    let mut nic = connect(&stand);
+    for round in 0..10 {
+        let (device, bench) = Borrower::new();
+        stand.device(0, Box::new(device));
+        ready(&stand);
+        look(&bench).to_receive.extend((0..1000).map(frame));
+        send(&mut nic, 0..100);
+        eventually("frames go out", || !look(&bench).sent.is_empty());
+        assert_eq!(
+            stand.relay(0).remove_device(Some("other")),
+            Err(RemoveError::Another { relay: 0, actual: "borrower".to_owned(), wanted: "other".to_owned() })
+        );
+        stand.relay(0).remove_device(Some("borrower")).unwrap();
+        assert_eq!(stand.relay(0).remove_device(None), Err(RemoveError::Nothing(0)));
+        let bench = look(&bench);
+        assert_eq!((bench.starts, bench.stops, bench.lent), (1, 1, 0), "round {round}");
+        drop(bench);
+        eventually("all buffers come back", || {
+            nic.take_sent();
+            nic.receive(256, |_| ());
+            nic.free_slots() == 256
+        });
+    }
+}
+
+#[test]
+fn a_relay_has_one_device_at_a_time() {
+    let stand = Stand::new(1);
+    let reservation = stand.relay(0).reserve("first").unwrap();
+    let occupied = stand.relay(0).reserve("second").unwrap_err();
+    assert_eq!(occupied.device, "first");
+    assert!(matches!(stand.relay(0).remove_device(None), Err(RemoveError::Busy { .. })), "it is being opened");
+    drop(reservation);
+    assert!(stand.relay(0).reserve("second").is_ok(), "opening failed: the place is free");
+}
+
+#[test]
+fn a_reset_device_is_brought_up_anew_however_often_that_fails() {
+    let stand = Stand::new(1);
+    let (device, bench) = Borrower::new();
+    stand.device(0, Box::new(device));
+    let mut nic = connect(&stand);
+    ready(&stand);
+    look(&bench).failing_starts = 3;
+    look(&bench).events = vec![DeviceEvent::ResetNeeded { reason: "a test".to_owned() }];
+    eventually("it was stopped and started again", || {
+        let bench = look(&bench);
+        (bench.starts, bench.stops, bench.failing_starts) == (2, 1, 0)
+    });
+    ready(&stand);
+    send(&mut nic, 0..10);
+    eventually("frames go out", || look(&bench).sent.len() >= 10);
+}
+
+#[test]
+fn a_device_that_is_gone_stays_stopped_until_it_is_removed() {
+    let stand = Stand::new(1);
+    let (device, bench) = Borrower::new();
+    stand.device(0, Box::new(device));
+    let _nic = connect(&stand);
+    ready(&stand);
+    look(&bench).events = vec![DeviceEvent::Gone { reason: "a test".to_owned() }];
+    eventually("it is stopped", || look(&bench).stops == 1);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(look(&bench).starts, 1);
+    stand.relay(0).remove_device(None).unwrap();
+}
+
+#[test]
+fn frames_that_a_device_cannot_send_are_dropped_with_a_reason() {
+    let stand = Stand::new(1);
+    let (device, bench) = Borrower::new();
+    stand.device(0, Box::new(device));
+    let mut nic = connect(&stand);
+    ready(&stand);
+    assert!(nic.send(&[1; 1519]));
+    assert!(nic.send(&[2; 13]));
+    assert!(nic.send(&[3; 60]));
+    nic.flush();
+    eventually("the good one goes out", || look(&bench).sent == [vec![3; 60]]);
+    let counters = &stand.relay(0).counters().vm_to_vf;
+    assert_eq!(counters.dropped(DropReason::FrameTooLong), 1);
+    assert_eq!(counters.dropped(DropReason::FrameTooShort), 1);
+    look(&bench).full = true;
+    send(&mut nic, 0..10);
+    eventually("a device that takes nothing loses frames in the end", || {
+        counters.dropped(DropReason::VfQueueFull) == 10
+    });
+}
