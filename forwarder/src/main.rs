@@ -1,58 +1,52 @@
 #![forbid(unsafe_code)]
 //! `virtio-forwarder`: the daemon, and its demonstration.
 
-use std::path::PathBuf;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
-use forwarder::service::{Setup, run};
+use forwarder::config::{Command, CommandLine, Config, Locations, LogLevel, Machine};
+use tracing_subscriber::EnvFilter;
 
-#[derive(Parser)]
-struct Cli {
-    #[arg(long, value_delimiter = ',')]
-    cpus: Vec<usize>,
-    #[arg(long)]
-    vhost_path: PathBuf,
-    #[arg(long)]
-    control_socket: PathBuf,
-    #[arg(long, default_value_t = 64)]
-    relays: u32,
-    #[arg(long)]
-    enable_mrgbuf: bool,
-    #[arg(long)]
-    add_device: Vec<String>,
-    #[arg(long)]
-    add_pci_vf: Vec<String>,
+fn main() -> ExitCode {
+    let command_line = CommandLine::parse();
+    let result = match &command_line.command {
+        Some(Command::Demo { seconds }) => demo(Duration::from_secs(*seconds)),
+        None => serve(&command_line),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("virtio-forwarder: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
-fn main() -> anyhow::Result<()> {
-    if std::env::args().nth(1).as_deref() == Some("demo") {
-        let cpu = core_affinity::get_core_ids().unwrap_or_default().last().map_or(0, |core| core.id);
-        let s = forwarder::demo::run(std::time::Duration::from_secs(5), cpu)?;
-        std::process::exit(i32::from(!s.is_clean()));
+fn demo(time: Duration) -> anyhow::Result<ExitCode> {
+    let machine = Machine::this();
+    // The last CPU: the guest gets the others.
+    let cpu = machine.allowed.iter().next_back().copied().unwrap_or_default();
+    let summary = forwarder::demo::run(time, cpu)?;
+    Ok(if summary.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn serve(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
+    let (config, notices) = Config::load(&command_line.options, &Locations::default(), &Machine::this())?;
+    open_log(config.log_level);
+    for notice in notices {
+        notice.log();
     }
-    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_writer(std::io::stderr).init();
-    let cli = Cli::parse();
-    let devices = cli
-        .add_device
-        .iter()
-        .chain(&cli.add_pci_vf)
-        .map(|text| {
-            let (device, id) = text.rsplit_once('=').ok_or_else(|| anyhow::anyhow!("DEVICE=ID"))?;
-            Ok((id.parse()?, device.parse()?))
-        })
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    run(Setup {
-        cpus: cli.cpus,
-        idle: Default::default(),
-        relays: cli.relays,
-        vhost_path: cli.vhost_path,
-        socket_pattern: "virtio-forwarder%u.sock".to_owned(),
-        sockets: true,
-        owner: Default::default(),
-        guest: relay::guest::features::GuestOptions { mergeable: cli.enable_mrgbuf },
-        pins: Default::default(),
-        devices,
-        vf_options: Default::default(),
-        control: control::server::ServerConfig::new(cli.control_socket),
-    })
+    forwarder::service::run(&config)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The log goes to standard error, where systemd takes it up; it adds the time itself. `RUST_LOG` goes before the level.
+fn open_log(level: LogLevel) {
+    let filter = EnvFilter::builder().with_default_directive(level.filter().into()).from_env_lossy();
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(level.number() >= 7);
+    if journal { log.without_time().init() } else { log.init() }
 }

@@ -5,13 +5,11 @@
 //!   control socket closed → guests disconnected → devices quiet → workers ended
 //! ```
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context;
-use control::api::DeviceSpec;
-use control::server::{Server, ServerConfig};
+use anyhow::{Context, bail};
+use control::server::Server;
 use pmd::VfOptions;
 use relay::Relay;
 use relay::guest::endpoint::Endpoint;
@@ -20,68 +18,41 @@ use relay::guest::socket::{SocketOwner, listen, prepare_directory};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::config::{Config, InitialDevice};
 use crate::daemon::Forwarder;
-use crate::placement::{Pins, place};
+use crate::placement::place;
 use crate::watchdog::{Watch, Watchdog, tell_systemd};
-use crate::worker::{Idle, Worker};
-
-/// All that the daemon needs to know, checked.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// CPUs of the workers; at least one.
-    pub cpus: Vec<usize>,
-    /// What workers do without work.
-    pub idle: Idle,
-    /// Number of relays.
-    pub relays: u32,
-    /// Directory of the vhost-user sockets.
-    pub vhost_path: PathBuf,
-    /// File name of a socket; `%u` is the virtio-id.
-    pub socket_pattern: String,
-    /// Whether relays have sockets from the start.
-    pub sockets: bool,
-    /// Owner of the sockets.
-    pub owner: SocketOwner,
-    /// What guests are offered.
-    pub guest: GuestOptions,
-    /// Relays bound to CPUs.
-    pub pins: Pins,
-    /// Devices to add at start.
-    pub devices: Vec<(u32, DeviceSpec)>,
-    /// How VFs are opened.
-    pub vf_options: VfOptions,
-    /// The control socket.
-    pub control: ServerConfig,
-}
+use crate::worker::Worker;
 
 /// Serves until SIGTERM or SIGINT.
-pub fn run(setup: Setup) -> anyhow::Result<()> {
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    complain(config)?;
     let begin = Instant::now();
     // Signals first: one that comes during the start ends it in order.
     let mut signals =
         signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).context("cannot handle signals")?;
     let workers =
-        setup.cpus.iter().map(|cpu| Worker::start(*cpu, setup.idle)).collect::<Result<Vec<_>, _>>()?;
+        config.cpus.iter().map(|cpu| Worker::start(*cpu, config.idle)).collect::<Result<Vec<_>, _>>()?;
     let beats = workers.iter().map(|worker| (worker.handle().cpu, Arc::clone(worker.heartbeat())));
     let _watchdog = Watchdog::start(Watch::new(beats, Instant::now()), tell_systemd)
         .context("cannot start the watchdog")?;
-    let server = Server::bind(&setup.control).context("no control socket")?;
-    let relays = make_relays(&setup, &workers)?;
-    let endpoints = if setup.sockets { serve(&setup, &relays)? } else { Vec::new() };
-    let forwarder = Arc::new(Forwarder::new(relays, endpoints, setup.vf_options.clone()));
+    let server = Server::bind(&config.control).context("no control socket")?;
+    let relays = make_relays(config, &workers)?;
+    let endpoints = if config.sockets.dynamic { Vec::new() } else { serve(config, &relays)? };
+    let forwarder = Arc::new(Forwarder::new(relays, endpoints, VfOptions::default()));
     let control = server.spawn(forwarder.clone()).context("no control thread")?;
     tracing::info!(
         "virtio-forwarder {} serves {} relays in {} with workers on CPUs {:?}, {:.0} ms after its start",
         env!("CARGO_PKG_VERSION"),
-        setup.relays,
-        setup.vhost_path.display(),
-        setup.cpus,
+        config.relays,
+        config.sockets.directory.display(),
+        config.cpus,
         begin.elapsed().as_secs_f64() * 1e3
     );
-    for (id, device) in &setup.devices {
+    for InitialDevice { relay, device } in &config.devices {
         // As in the C daemon a device that is not there does not keep the others from being served.
-        if let Err(problem) = forwarder.add(*id, device, false) {
-            tracing::error!("cannot add {device} to relay {id}: {problem}");
+        if let Err(problem) = forwarder.add(*relay, device, false) {
+            tracing::error!("cannot add {device} to relay {relay}: {problem}");
         }
     }
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
@@ -98,21 +69,42 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn make_relays(setup: &Setup, workers: &[Worker]) -> anyhow::Result<Vec<Arc<Relay>>> {
+/// Says what of the configuration this version cannot do: an error where guests would not work.
+fn complain(config: &Config) -> anyhow::Result<()> {
+    if config.sockets.client {
+        bail!(
+            "vhost-user client mode is not available in this version: leave --vhostuser-client and \
+             VIRTIOFWD_VHOST_CLIENT out, and have QEMU connect (chardev without server=on)"
+        );
+    }
+    let missing = [
+        (config.sockets.dynamic, "--dynamic-sockets: sockets cannot be added at run time; relays have none"),
+        (config.guest.segmentation, "--enable-tso: segmentation is not offered to guests"),
+        (config.vf_token.is_some(), "--vfio-vf-token: VFs whose PF is held by VFIO cannot be opened"),
+    ];
+    for (_, sentence) in missing.iter().filter(|(asked, _)| *asked) {
+        tracing::warn!("not available in this version: {sentence}");
+    }
+    Ok(())
+}
+
+fn make_relays(config: &Config, workers: &[Worker]) -> anyhow::Result<Vec<Arc<Relay>>> {
     let relay = |id| {
-        let placement = place(id, workers, &setup.pins)
+        let placement = place(id, workers, &config.pins)
             .with_context(|| format!("relay {id} is pinned to a CPU that has no worker: add it to --cpus"))?;
         Ok(Arc::new(Relay::new(id, placement)))
     };
-    (0..setup.relays).map(relay).collect()
+    (0..config.relays).map(relay).collect()
 }
 
-fn serve(setup: &Setup, relays: &[Arc<Relay>]) -> anyhow::Result<Vec<Endpoint>> {
-    prepare_directory(&setup.vhost_path, setup.owner)?;
+fn serve(config: &Config, relays: &[Arc<Relay>]) -> anyhow::Result<Vec<Endpoint>> {
+    let owner = SocketOwner { user: config.sockets.owner, group: config.sockets.group };
+    let guest = GuestOptions { mergeable: config.guest.mergeable_buffers };
+    prepare_directory(&config.sockets.directory, owner)?;
     let endpoint = |relay: &Arc<Relay>| {
-        let path = setup.vhost_path.join(setup.socket_pattern.replacen("%u", &relay.id().to_string(), 1));
-        let listener = listen(&path, setup.owner)?;
-        Endpoint::start(Arc::clone(relay), listener, &path, setup.guest)
+        let path = config.sockets.path(relay.id());
+        let listener = listen(&path, owner)?;
+        Endpoint::start(Arc::clone(relay), listener, &path, guest)
             .with_context(|| format!("no thread to serve {}", path.display()))
     };
     relays.iter().map(endpoint).collect()

@@ -22,6 +22,9 @@ const SHORTEST_SLEEP: Duration = Duration::from_micros(50);
 /// A frame waits at most about this long for a sleeping worker.
 const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 
+/// CPUs that `sched_setaffinity(2)` can name with the C library's set type (`CPU_SETSIZE`).
+const MAX_CPUS: usize = 1024;
+
 /// What a worker does when there is nothing to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Idle {
@@ -96,6 +99,9 @@ pub struct Worker {
 impl Worker {
     /// Starts a worker pinned to `cpu`.
     pub fn start(cpu: usize, idle: Idle) -> Result<Self, WorkerError> {
+        if cpu >= MAX_CPUS {
+            return Err(WorkerError::Pin(cpu));
+        }
         let failed = |cause| WorkerError::Start { cpu, cause };
         let (handle, mailbox) = mailbox(cpu).map_err(failed)?;
         let heartbeat = Arc::new(Heartbeat::default());
@@ -228,7 +234,11 @@ mod tests {
 
     #[test]
     fn a_cpu_that_is_not_there_is_an_error() {
-        assert!(matches!(Worker::start(100_000, Idle::Adaptive), Err(WorkerError::Pin(100_000))));
+        for absent in [1000, MAX_CPUS, 100_000] {
+            assert!(
+                matches!(Worker::start(absent, Idle::Adaptive), Err(WorkerError::Pin(cpu)) if cpu == absent)
+            );
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! ```
 //!
 //! It ends after that time, or when the file that `--stop` names exists. Several VFs are served in turn.
+//! With `--twice` each is opened, started and closed once before.
 //! Events and counters go to the standard output, one line each.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -28,6 +29,7 @@ struct Options {
     ip6: Ipv6Addr,
     seconds: u64,
     stop: PathBuf,
+    twice: bool,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -39,6 +41,7 @@ fn options() -> Result<Options, Failure> {
         ip6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 9),
         seconds: 30,
         stop: PathBuf::from("/nonexistent"),
+        twice: false,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -47,6 +50,7 @@ fn options() -> Result<Options, Failure> {
             "--ip" => options.ip = value()?.parse()?,
             "--ip6" => options.ip6 = value()?.parse()?,
             "--seconds" => options.seconds = value()?.parse()?,
+            "--twice" => options.twice = true,
             "--stop" => options.stop = value()?.into(),
             address => options.addresses.push(address.parse()?),
         }
@@ -219,6 +223,9 @@ impl Vf {
 fn main() -> Result<(), Failure> {
     tracing_subscriber::fmt().with_env_filter("info,pmd=debug").with_ansi(false).init();
     let options = options()?;
+    for address in options.addresses.iter().filter(|_| options.twice) {
+        Vf::open(*address)?.start();
+    }
     let mut vfs =
         options.addresses.iter().map(|address| Vf::open(*address)).collect::<Result<Vec<_>, _>>()?;
     let mut burst = Burst::new();

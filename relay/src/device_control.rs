@@ -37,26 +37,24 @@ pub(crate) fn start(relay: Arc<Relay>, device: Box<dyn Device>) -> std::io::Resu
     let (sender, receiver) = unbounded();
     let name = format!("vf-{}", relay.id());
     std::thread::Builder::new().name(name).stack_size(256 * 1024).spawn(move || {
-        Control {
-            relay,
-            device,
-            running: false,
-            gone: false,
-            next_start: None,
-            complained: None,
-            warned: None,
-        }
-        .run(&receiver);
+        Control { relay, device, running: false, next_start: None, complained: None, warned: None }
+            .run(&receiver);
     })?;
     Ok(sender)
+}
+
+/// Whether the device is still in the machine.
+#[derive(PartialEq, Eq)]
+enum Presence {
+    There,
+    /// It must be let go of: the kernel waits for that.
+    Gone,
 }
 
 struct Control {
     relay: Arc<Relay>,
     device: Box<dyn Device>,
     running: bool,
-    /// The device has left the machine.
-    gone: bool,
     /// Not before then is a failed start tried again.
     next_start: Option<Instant>,
     complained: Option<Instant>,
@@ -81,8 +79,7 @@ impl Control {
                     self.follow_guest();
                 }
                 Ok(ToDevice::Remove(reply)) => {
-                    let relay = self.close();
-                    relay.lock().device = None;
+                    self.close();
                     let _ = reply.send(());
                     return;
                 }
@@ -92,7 +89,10 @@ impl Control {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     next_service = Instant::now() + SERVICE_INTERVAL;
-                    self.service();
+                    if self.service() == Presence::Gone {
+                        self.close();
+                        return;
+                    }
                     self.follow_guest();
                     if Instant::now() >= next_statistics {
                         next_statistics = Instant::now() + STATISTICS_INTERVAL;
@@ -107,14 +107,16 @@ impl Control {
         self.device.identity().name.clone()
     }
 
-    /// Stops the device and lets go of it: when this returns the hardware is quiet.
-    fn close(mut self) -> Arc<Relay> {
+    /// Stops the device, lets go of it, and frees the relay's place: when this returns the hardware is quiet.
+    fn close(mut self) {
         self.stop();
-        self.relay
+        let Self { relay, device, .. } = self;
+        drop(device);
+        relay.lock().device = None;
     }
 
     fn follow_guest(&mut self) {
-        let wanted = self.relay.guest_wants_device(self.running) && !self.gone;
+        let wanted = self.relay.guest_wants_device(self.running);
         if self.running && !wanted {
             self.stop();
         } else if wanted && !self.running && self.next_start.is_none_or(|at| Instant::now() >= at) {
@@ -154,7 +156,7 @@ impl Control {
         }
     }
 
-    fn service(&mut self) {
+    fn service(&mut self) -> Presence {
         for event in self.device.service() {
             let (relay, name) = (self.relay.id(), self.name());
             match event {
@@ -169,9 +171,8 @@ impl Control {
                     self.stop();
                 }
                 DeviceEvent::Gone { reason } => {
-                    tracing::error!("relay {relay}: {name} is gone ({reason}); remove it from the relay");
-                    self.gone = true;
-                    self.stop();
+                    tracing::error!("relay {relay}: {name} is gone ({reason}); the relay waits for a device");
+                    return Presence::Gone;
                 }
                 DeviceEvent::MacChanged(mac) => {
                     tracing::info!("relay {relay}: {name} has address {mac} now");
@@ -181,6 +182,7 @@ impl Control {
             }
         }
         self.check_guest_address();
+        Presence::There
     }
 
     /// A VF that filters by address never receives for a guest that uses another one; say so, once for each address.

@@ -5,8 +5,8 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pmd::{
-    Accepted, Burst, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Frames, Identity, MacAddress,
-    Queues, Receive, ReceiveQueue, Segment, Token, Transmit, TransmitQueue,
+    Accepted, Burst, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Frames, Identity,
+    MacAddress, Queues, Receive, ReceiveQueue, Segment, Token, Transmit, TransmitQueue,
 };
 
 /// What a test and a device double share.

@@ -10,7 +10,8 @@ pub const SIZES: [usize; 6] = [60, 61, 508, 1514, 64, 1020];
 /// The frame of a number, of the size that is its turn.
 pub fn frame(number: u32) -> Vec<u8> {
     let size = SIZES[number as usize % SIZES.len()];
-    let mut bytes: Vec<u8> = (0..size).map(|at| (at as u32).wrapping_mul(7).wrapping_add(number) as u8).collect();
+    let mut bytes: Vec<u8> =
+        (0..size).map(|at| (at as u32).wrapping_mul(7).wrapping_add(number) as u8).collect();
     bytes[..12].copy_from_slice(&[0x52, 0x54, 0, 0, 0, 2, 0x52, 0x54, 0, 0, 0, 1]);
     bytes[12..14].copy_from_slice(&[0x88, 0xb5]);
     bytes[14..18].copy_from_slice(&number.to_be_bytes());

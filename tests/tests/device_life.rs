@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use forwarder_tests::device::{Borrower, look};
@@ -142,7 +143,10 @@ fn a_relay_has_one_device_at_a_time() {
     let reservation = stand.relay(0).reserve("first").unwrap();
     let occupied = stand.relay(0).reserve("second").unwrap_err();
     assert_eq!(occupied.device, "first");
-    assert!(matches!(stand.relay(0).remove_device(None), Err(RemoveError::Busy { .. })), "it is being opened");
+    assert!(
+        matches!(stand.relay(0).remove_device(None), Err(RemoveError::Busy { .. })),
+        "it is being opened"
+    );
     drop(reservation);
     assert!(stand.relay(0).reserve("second").is_ok(), "opening failed: the place is free");
 }
@@ -166,17 +170,21 @@ fn a_reset_device_is_brought_up_anew_however_often_that_fails() {
 }
 
 #[test]
-fn a_device_that_is_gone_stays_stopped_until_it_is_removed() {
+fn a_device_that_is_gone_is_let_go_of_and_the_relay_takes_another() {
     let stand = Stand::new(1);
     let (device, bench) = Borrower::new();
     stand.device(0, Box::new(device));
-    let _nic = connect(&stand);
+    let mut nic = connect(&stand);
     ready(&stand);
     look(&bench).events = vec![DeviceEvent::Gone { reason: "a test".to_owned() }];
-    eventually("it is stopped", || look(&bench).stops == 1);
-    std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(look(&bench).starts, 1);
-    stand.relay(0).remove_device(None).unwrap();
+    eventually("the relay's place is free", || stand.relay(0).status().device.is_none());
+    assert_eq!(look(&bench).stops, 1);
+    assert_eq!(Arc::strong_count(&bench), 1, "nothing holds the device any more");
+    let (device, bench) = Borrower::new();
+    stand.device(0, Box::new(device));
+    ready(&stand);
+    send(&mut nic, 0..10);
+    eventually("frames go out", || look(&bench).sent.len() == 10);
 }
 
 #[test]

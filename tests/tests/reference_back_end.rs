@@ -11,9 +11,10 @@ use relay::driver::nic::{GuestNic, NicOptions};
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringRwLock, VringT};
-use virtio_queue::QueueOwnedT;
+use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 /// Copies every frame of the transmit queue to the receive queue, one at a time, with the crates' own means.
 struct Echo {
@@ -42,6 +43,10 @@ impl VhostUserBackendMut for Echo {
 
     fn set_event_idx(&mut self, _enabled: bool) {}
 
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
+    }
+
     fn update_memory(&mut self, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> std::io::Result<()> {
         self.memory = memory;
         Ok(())
@@ -50,7 +55,12 @@ impl VhostUserBackendMut for Echo {
     fn handle_event(&mut self, _: u16, _: EventSet, rings: &[VringRwLock], _: usize) -> std::io::Result<()> {
         let memory = self.memory.memory();
         let (mut receive, mut transmit) = (rings[0].get_mut(), rings[1].get_mut());
-        let chains: Vec<_> = transmit.get_queue_mut().iter(memory.clone()).unwrap().collect();
+        // It is called as soon as one of the rings runs.
+        let ready = receive.get_queue().ready() && transmit.get_queue().ready();
+        let Some(chains) = transmit.get_queue_mut().iter(memory.clone()).ok().filter(|_| ready) else {
+            return Ok(());
+        };
+        let chains: Vec<_> = chains.collect();
         for chain in chains {
             let mut bytes = Vec::new();
             for piece in chain.clone() {
@@ -72,7 +82,9 @@ impl VhostUserBackendMut for Echo {
 #[test]
 fn the_built_in_guest_works_with_a_foreign_back_end() {
     let folder = tempfile::tempdir().unwrap();
-    for (memory_slots, indirect, separate_header) in [(false, false, false), (true, true, false), (true, false, true)] {
+    for (memory_slots, indirect, separate_header) in
+        [(false, false, false), (true, true, false), (true, false, true)]
+    {
         let path = folder.path().join(format!("{memory_slots}{indirect}.sock"));
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::<()>::new());
         let backend = Arc::new(Mutex::new(Echo { memory: memory.clone() }));
@@ -83,7 +95,8 @@ fn the_built_in_guest_works_with_a_foreign_back_end() {
             // Ends with an error that says that the guest has left.
             let _ = daemon.wait();
         });
-        let options = NicOptions { memory_slots, indirect, separate_header, mergeable: true, ..NicOptions::default() };
+        let options =
+            NicOptions { memory_slots, indirect, separate_header, mergeable: true, ..NicOptions::default() };
         assert!(within(std::time::Duration::from_secs(5), || path.exists()));
         let mut nic = GuestNic::connect(&path, options).unwrap();
         exchange(&mut nic, 0, 2000);

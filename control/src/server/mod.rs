@@ -33,6 +33,9 @@ use peer::Policy;
 pub use routes::openapi;
 use socket::ControlSocket;
 
+/// Connections for metrics over TCP.
+const NETWORK_PLACES: usize = 32;
+
 /// How the server listens.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -171,11 +174,13 @@ impl Server {
         let Self { socket, metrics, policy, limits } = self;
         let result = runtime.block_on(async {
             let acceptor = Acceptor::new(limits);
+            // The network has places of its own, so that it cannot take those of the control socket.
+            let network = Acceptor::new(Limits { connections: limits.connections.min(NETWORK_PLACES), ..limits });
             let unix = acceptor.unix(socket.listener()?, policy, routes::control(daemon.clone(), &limits));
             let tcp = match metrics {
                 Some(listener) => {
                     let listener = tokio::net::TcpListener::from_std(listener)?;
-                    Some(acceptor.tcp(listener, routes::metrics(daemon)))
+                    Some(network.tcp(listener, routes::metrics(daemon)))
                 }
                 None => None,
             };
@@ -184,7 +189,7 @@ impl Server {
                 () = async { match tcp { Some(tcp) => tcp.await, None => std::future::pending().await } } => (),
                 () = shutdown => (),
             }
-            acceptor.finish().await;
+            tokio::join!(acceptor.finish(), network.finish());
             Ok(())
         });
         // A call into slow hardware is not waited for: its answer has nobody to go to.

@@ -247,4 +247,24 @@ mod tests {
             parse(text);
         }
     }
+
+    /// Every text of up to six of the characters that mean something: each ends, without a panic.
+    #[test]
+    fn no_text_hangs_the_reader() {
+        const MEANINGFUL: &[u8] = b"A=(')\"\\$# \n";
+        let mut text = Vec::new();
+        for length in 0..=6_u32 {
+            for number in 0..MEANINGFUL.len().pow(length) {
+                text.clear();
+                let mut rest = number;
+                for _ in 0..length {
+                    text.push(MEANINGFUL[rest % MEANINGFUL.len()]);
+                    rest /= MEANINGFUL.len();
+                }
+                let text = std::str::from_utf8(&text).unwrap();
+                let (assignments, other) = parse(text);
+                assert!(assignments.len() + other.len() <= text.len(), "{text:?}");
+            }
+        }
+    }
 }

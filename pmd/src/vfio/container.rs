@@ -1,6 +1,6 @@
 //! IO address spaces: what the devices of one IOMMU group can reach by DMA.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
 use std::ops::RangeInclusive;
@@ -14,6 +14,7 @@ use vfio_ioctls::{VfioContainer, VfioError};
 
 use super::iova::IovaAllocator;
 use crate::device::DeviceError;
+use crate::pci::Address;
 
 /// `VFIO_IOMMU_GET_INFO` (linux/vfio.h), `_IO(';', 100 + 12)`.
 const VFIO_IOMMU_GET_INFO: libc::c_ulong = 0x3b70;
@@ -38,6 +39,32 @@ pub struct AddressSpace {
     container: Arc<VfioContainer>,
     iova: Mutex<Option<IovaAllocator>>,
     group: u32,
+    /// Functions that are open in it.
+    claimed: Mutex<BTreeSet<Address>>,
+}
+
+/// The right to open one function of an address space; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Claim {
+    space: Arc<AddressSpace>,
+    address: Address,
+}
+
+impl Claim {
+    pub(super) fn space(&self) -> &Arc<AddressSpace> {
+        &self.space
+    }
+
+    /// Whether no other function of the space is open.
+    pub(super) fn is_alone(&self) -> bool {
+        lock(&self.space.claimed).len() == 1
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        lock(&self.space.claimed).remove(&self.address);
+    }
 }
 
 impl fmt::Debug for AddressSpace {
@@ -65,10 +92,33 @@ impl AddressSpace {
             return Ok(space);
         }
         let container = VfioContainer::new(None).map_err(|cause| container_error(&cause))?;
-        let space = Arc::new(Self { container: Arc::new(container), iova: Mutex::new(None), group });
+        let space = Arc::new(Self {
+            container: Arc::new(container),
+            iova: Mutex::new(None),
+            group,
+            claimed: Mutex::default(),
+        });
         spaces.retain(|_, space| space.strong_count() > 0);
         spaces.insert(group, Arc::downgrade(&space));
         Ok(space)
+    }
+
+    /// Claims the function at `address`: the kernel itself lets a process open it twice.
+    pub(super) fn claim(self: Arc<Self>, address: Address) -> Result<Claim, DeviceError> {
+        let mut claimed = lock(&self.claimed);
+        if !claimed.insert(address) {
+            return Err(DeviceError::Busy(format!(
+                "{address} is already in use by this process; remove it from its relay first"
+            )));
+        }
+        if claimed.len() > 1 {
+            tracing::info!(
+                %address, group = self.group,
+                "shares its IOMMU group, and so its IO address space, with another device in use; zero-copy is refused there"
+            );
+        }
+        drop(claimed);
+        Ok(Claim { space: self, address })
     }
 
     /// The container, to open devices with.

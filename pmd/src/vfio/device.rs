@@ -4,17 +4,17 @@ use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_REQ_IRQ_INDEX, VFIO_REGION_INFO_FLAG_MMAP,
     VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
 };
-use vfio_ioctls::{VfioDevice, VfioError, VfioOps, VfioRegionInfoCap};
+use vfio_ioctls::{VfioContainer, VfioDevice, VfioError, VfioOps, VfioRegionInfoCap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::container::AddressSpace;
+use super::container::{AddressSpace, Claim};
 use crate::device::DeviceError;
 use crate::memory::DmaMap;
 use crate::pci::{Address, PciFunction, Ready, Sysfs};
@@ -47,7 +47,8 @@ pub struct Function {
     device: ManuallyDrop<VfioDevice>,
     /// Where the configuration space starts in the device file.
     config: u64,
-    space: Arc<AddressSpace>,
+    /// Given back when the device is closed.
+    claim: Claim,
     removal: Option<EventFd>,
 }
 
@@ -55,7 +56,7 @@ impl fmt::Debug for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Function")
             .field("address", &self.address)
-            .field("space", &self.space)
+            .field("claim", &self.claim)
             .finish_non_exhaustive()
     }
 }
@@ -65,15 +66,9 @@ impl Function {
     ///
     /// Functions of one IOMMU group share an address space.
     pub fn open(sysfs: &Sysfs, address: Address, ready: &Ready) -> Result<Arc<Self>, DeviceError> {
-        let space = AddressSpace::of_group(ready.group)?;
-        if Arc::strong_count(&space) > 1 {
-            tracing::info!(
-                %address, group = ready.group,
-                "shares its IOMMU group, and so its IO address space, with another device in use; zero-copy is refused there"
-            );
-        }
+        let claim = AddressSpace::of_group(ready.group)?.claim(address)?;
         let node = sysfs.device(address);
-        let container: Arc<dyn VfioOps> = Arc::clone(space.container()) as Arc<dyn VfioOps>;
+        let container: Arc<dyn VfioOps> = Arc::clone(claim.space().container()) as Arc<dyn VfioOps>;
         let device = VfioDevice::new(&node, container, false)
             .map_err(|cause| open_error(address, ready.group, &cause))?;
         let function = Self {
@@ -82,7 +77,7 @@ impl Function {
             config: device.get_region_offset(VFIO_PCI_CONFIG_REGION_INDEX),
             removal: removal_notice(&device),
             device: ManuallyDrop::new(device),
-            space,
+            claim,
         };
         let failed = |what: &str, cause: io::Error| {
             DeviceError::Failed(format!("{address}: cannot {what}: {cause}; see dmesg"))
@@ -148,18 +143,24 @@ impl Drop for Function {
         }
         // SAFETY: `device` is taken here only, and `self` is not used afterwards.
         let device = unsafe { ManuallyDrop::take(&mut self.device) };
-        close(device, &self.node);
+        // `VfioDevice`'s own drop takes the group out of the container: it panics where the function has left sysfs, and
+        // fails where another function of the group is open.
+        if self.claim.is_alone() && self.node.join("iommu_group").exists() {
+            drop(device);
+        } else {
+            close(device, self.claim.space().container());
+        }
     }
 }
 
 impl DmaMap for Function {
     unsafe fn map(&self, ptr: *mut u8, len: usize, align: usize) -> Result<u64, DeviceError> {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.space.map(ptr, len, align) }
+        unsafe { self.claim.space().map(ptr, len, align) }
     }
 
     fn unmap(&self, iova: u64, len: usize) {
-        self.space.unmap(iova, len);
+        self.claim.space().unmap(iova, len);
     }
 }
 
@@ -187,15 +188,13 @@ impl PciFunction for Function {
     }
 }
 
-/// `VfioDevice`'s own drop looks the group up in sysfs and panics where the function has left it.
-fn close(device: VfioDevice, node: &Path) {
-    if node.join("iommu_group").exists() {
-        drop(device);
-    } else {
-        let device = ManuallyDrop::new(device);
-        // SAFETY: the descriptor belongs to `device`, which is never used or dropped after this.
-        unsafe { libc::close(device.as_raw_fd()) };
-    }
+/// Closes a device and leaves its group in `container`, with which it was opened; the group goes when that is closed.
+fn close(device: VfioDevice, container: &Arc<VfioContainer>) {
+    let device = ManuallyDrop::new(device);
+    // SAFETY: the descriptor belongs to `device`, which is never used or dropped after this.
+    unsafe { libc::close(device.as_raw_fd()) };
+    // SAFETY: `device` holds one count of this container, which it will never give back itself; `container` is another.
+    unsafe { Arc::decrement_strong_count(Arc::as_ptr(container)) };
 }
 
 /// Accesses to the configuration space are whole or failed.
