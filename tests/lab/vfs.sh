@@ -2,7 +2,7 @@
 # For the head of a lab job: SR-IOV and VFIO on the lab's 82576.
 #
 #   make_vfs N        N fresh VFs, VF n with MAC 52:54:00:00:00:1n; sets PF (netdev), VF0, VF1 ... (PCI addresses)
-#   load_vfio         the kernel's VFIO modules
+#   load_vfio         the kernel's VFIO modules; unload_vfio: away with them
 #   bind_vfio ADDR... hand PCI functions to vfio-pci, whatever drives them now
 #   kernel_vf ADDR NETDEV CIDR...  hand a VF to the kernel's igbvf and give it a name and addresses
 #   hugepages N       N pages of 2 MiB, and hugetlbfs on /dev/hugepages
@@ -42,6 +42,14 @@ load_vfio() {
     load irqbypass vfio iommufd
     [ -e /sys/module/vfio_iommu_type1 ] || insmod /mods/vfio_iommu_type1.ko "$@"
     load vfio-pci-core vfio-pci
+}
+
+# unload_vfio: as if it had never been loaded (no process may use it)
+unload_vfio() {
+    local m
+    for m in vfio-pci vfio-pci-core vfio_iommu_type1 vfio; do
+        if [ -e "/sys/module/${m//-/_}" ]; then rmmod "$m" || return 1; fi
+    done
 }
 
 bind_driver() {

@@ -15,6 +15,7 @@ set -uo pipefail
 OUT=${SCENARIO_OUT:-${LAB_OUT:+$LAB_OUT/$LAB_JOB}}
 OUT=${OUT:-$(mktemp -d)}
 mkdir -p "$OUT"
+scratch=$(mktemp)
 failures=0
 declare -A pids=() # of what `spawn` started, by name
 trap 'finish' EXIT
@@ -24,11 +25,16 @@ ok() { echo "ok $1${2:+ - $2}"; }
 not_ok() { echo "not ok $1: $2"; failures=$((failures + 1)); }
 note() { echo "# $*"; }
 
-# check NAME COMMAND...: the check holds when the command succeeds; its output is the reason when it does not
+# check NAME COMMAND...: the check holds when the command succeeds; then what it printed by `note` is the remark, and
+# else the end of its output is the reason. The command runs in this very shell, so it may `spawn` and `stop`.
 check() {
-    local name=$1 output
+    local check=$1
     shift
-    if output=$("$@" 2>&1); then ok "$name"; else not_ok "$name" "$(tail -5 <<< "$output" | paste -sd '|')"; fi
+    if "$@" > "$scratch" 2>&1; then
+        ok "$check" "$(sed -n 's/^# //p' "$scratch" | tail -1)"
+    else
+        not_ok "$check" "$(tail -5 "$scratch" | paste -sd '|')"
+    fi
 }
 
 # refused NAME PATTERN COMMAND...: the command must fail (and not by a signal), and say PATTERN (extended regex)
@@ -43,7 +49,7 @@ refused() {
     elif ! grep -Eqi -- "$pattern" <<< "$output"; then
         not_ok "$name" "the message does not say '$pattern': $(paste -sd '|' <<< "$output")"
     else
-        ok "$name" "$(tail -1 <<< "$output")"
+        ok "$name" "$(grep -Ei -m1 -- "$pattern" <<< "$output" | cut -c 1-200)"
     fi
 }
 
@@ -67,7 +73,8 @@ within() {
 spawn() {
     local name=$1
     shift
-    "$@" < /dev/null > "$OUT/$name.log" 2>&1 &
+    : > "$OUT/$name.log" # at once: others may look into it before the process has started
+    "$@" < /dev/null >> "$OUT/$name.log" 2>&1 &
     pids[$name]=$!
 }
 
@@ -91,6 +98,13 @@ stop() {
     return $result
 }
 
+# ends_well NAME [SIGNAL [SECONDS]]: as `stop`, and its exit status is 0
+ends_well() {
+    stop "$@" || return 1
+    note "after $TOOK ms"
+    [ "$STATUS" = 0 ] || { echo "$1 ended with status $STATUS: $(tail -3 "$OUT/$1.log" | paste -sd '|')"; return 1; }
+}
+
 says() { grep -Eqi -- "$2" "$OUT/$1.log"; }
 
 finish() {
@@ -98,6 +112,7 @@ finish() {
     trap - EXIT
     for name in "${!pids[@]}"; do stop "$name" TERM 5; done
     if declare -F cleanup > /dev/null; then cleanup; fi
+    rm -f "$scratch"
     if [ "$failures" -gt 0 ]; then note "$failures failed; logs: $OUT"; status=1; fi
     exit "$status"
 }

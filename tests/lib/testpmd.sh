@@ -5,23 +5,31 @@
 # Needs check.sh.
 
 TESTPMD=${TESTPMD:-dpdk-testpmd}
+# What testpmd is started under, for example (ip netns exec NAME).
+TESTPMD_UNDER=()
 
-# testpmd NAME CPU DEVICE [TESTPMD ARGUMENT...]: all threads on one CPU, 1024 frames of memory
+# testpmd NAME CPU DEVICES [TESTPMD ARGUMENT...]: all threads on one CPU; DEVICES are separated by blanks
 testpmd() {
-    local name=$1 cpu=$2 device=$3
+    local name=$1 cpu=$2 devices=()
+    read -ra devices <<< "$3"
     shift 3
-    spawn "$name" "$TESTPMD" --lcores "0@$cpu,1@$cpu" --no-huge -m "${TESTPMD_MEM:-64}" --no-pci --no-telemetry \
-        --file-prefix "$name$$" --vdev "$device" -- --total-num-mbufs=2048 --no-mlockall --stats-period 1 "$@"
+    spawn "$name" ${TESTPMD_UNDER[@]+"${TESTPMD_UNDER[@]}"} "$TESTPMD" --lcores "0@$cpu,1@$cpu" --no-huge -m 64 \
+        --no-pci --no-telemetry --file-prefix "$name$$" "${devices[@]/#/--vdev=}" \
+        -- --total-num-mbufs=2048 --no-mlockall --stats-period 1 "$@"
 }
 
 # vm NAME SOCKET MODE [VIRTIO_USER PROPERTIES]: a VM whose NIC is at SOCKET. MODE: `icmpecho` answers pings; `bounce`
-# sends one burst and then what it receives (so with a loopback behind the socket frames go round); `flood` only sends.
+# sends one burst and then what it receives (so with a loopback behind the socket frames go round); `flood` only sends;
+# `tap:NAME` hands all frames to a kernel interface NAME, whose IP stack is then the guest's.
 vm() {
     local name=$1 socket=$2 mode=$3 device
     device=net_virtio_user0,path=$socket,queues=1,mac=${VM_MAC:-52:54:00:00:00:10}${4:+,$4}
     case $mode in
         icmpecho) testpmd "$name" "${VM_CPU:-0}" "$device" --forward-mode=icmpecho --auto-start;;
         bounce) testpmd "$name" "${VM_CPU:-0}" "$device" --forward-mode=io --port-topology=loop --tx-first;;
+        tap:*)
+            testpmd "$name" "${VM_CPU:-0}" "$device net_tap0,iface=${mode#tap:},mac=${VM_MAC:-52:54:00:00:00:10}" \
+                --forward-mode=io --auto-start;;
         flood) testpmd "$name" "${VM_CPU:-0}" "$device" --forward-mode=txonly --auto-start;;
     esac
 }

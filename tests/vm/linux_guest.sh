@@ -80,4 +80,4 @@ check traffic_after_kill within 40 inside ping -c 1 -W 1 10.1.0.2
 kill_guest again
 
 check daemon_unharmed unharmed daemon "$daemon"
-check daemon_stops stop daemon TERM 10
+check daemon_stops ends_well daemon TERM 10

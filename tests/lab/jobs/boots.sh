@@ -1,9 +1,10 @@
-# shellcheck shell=bash source-path=SCRIPTDIR
+# shellcheck shell=bash
 # The lab itself: what all other jobs take for granted.
 # expect: two_vfs own_iommu_groups vfs_reach_each_other vfs_made_again
 # timeout: 90
 . tests/lib/check.sh
-. "$LAB_LIB/vfs.sh"
+# shellcheck source=tests/lab/vfs.sh
+. "${LAB_LIB:-tests/lab}/vfs.sh"
 
 group() { basename "$(readlink "/sys/bus/pci/devices/$1/iommu_group")"; }
 # The kernel's driver on both VFs, one of them in a network namespace so that frames take the wire.

@@ -108,6 +108,11 @@ pub fn by_machine(jobs: Vec<Job>) -> Vec<Vec<Job>> {
     groups.into_values().collect()
 }
 
+/// Whether the lab came to this job.
+pub fn was_started(console: &str, job: &str) -> bool {
+    console.contains(&format!("# job {job}\n"))
+}
+
 /// What one job of several printed on the lab's console, and whether it ended with status 0.
 pub fn section<'a>(console: &'a str, job: &str) -> (&'a str, bool) {
     let start = format!("# job {job}\n");
@@ -160,5 +165,6 @@ mod tests {
         assert_eq!(section(console, "a"), ("ok x\n", true));
         assert_eq!(section(console, "b"), ("ok y\n", false));
         assert_eq!(section(console, "c"), ("", false));
+        assert!(was_started(console, "b") && !was_started(console, "c"));
     }
 }

@@ -16,6 +16,7 @@ const PACKAGES: &[&str] = &[
     "iputils-ping",
     "procps",
     "python3",
+    "util-linux",
     "shellcheck",
     // The lab's kernel and initramfs, and what its jobs call.
     "busybox-static",
@@ -27,10 +28,9 @@ const PACKAGES: &[&str] = &[
     "zstd",
     // DPDK's testpmd (in dpdk-dev), and the drivers that it loads at run time: nothing depends on them.
     "dpdk-dev",
-    "librte-bus-pci23",
     "librte-bus-vdev23",
     "librte-mempool-ring23",
-    "librte-net-e1000-23",
+    "librte-net-tap23",
     "librte-net-vhost23",
     "librte-net-virtio23",
 ];

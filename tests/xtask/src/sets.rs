@@ -230,30 +230,48 @@ fn nightly_lab(context: &Context) -> Result<Failures> {
 fn in_the_lab(context: &Context, set: &str) -> Result<Failures> {
     need_root(set)?;
     let mut failures = Vec::new();
-    for (number, jobs) in job::by_machine(scenarios(context, set)?).into_iter().enumerate() {
-        let logs = context.logs(set).join(format!("machine{number}"));
-        clean(&logs)?;
-        let console = logs.join("console.log");
-        let start = Instant::now();
-        let mut command = Command::new(context.root.join("tests/lab/lab"));
-        command
-            .current_dir(&context.root)
-            .arg("run")
-            .args(jobs.iter().map(|job| &job.path))
-            .env("TARGET", context.target.join("release"))
-            .env("LAB_OUT", &logs);
-        // Whether it worked is read from what each job reported; an error here is of use only when there is nothing.
-        let error = tools::logged(&mut command, &console).err();
-        let text = std::fs::read(&console).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())?;
-        if let Some(error) = error.filter(|_| !text.contains("# job ")) {
-            failures.push(format!("machine{number}: {error:#}"));
-        }
-        for job in &jobs {
-            let (output, ended_well) = job::section(&text, &job.name);
-            failures.extend(verdict(job, output, ended_well, start));
+    let mut number = 0;
+    for mut jobs in job::by_machine(scenarios(context, set)?) {
+        // A job that hangs ends its machine; those after it get a new one.
+        while !jobs.is_empty() {
+            let logs = context.logs(set).join(format!("machine{number}"));
+            number += 1;
+            let ran = on_one_machine(context, &logs, &jobs, &mut failures)?;
+            jobs.drain(..ran);
         }
     }
     Ok(failures)
+}
+
+/// Runs jobs on one machine and judges those that it came to: how many these are, at least one.
+fn on_one_machine(context: &Context, logs: &Path, jobs: &[Job], failures: &mut Failures) -> Result<usize> {
+    clean(logs)?;
+    let console = logs.join("console.log");
+    let start = Instant::now();
+    let mut command = Command::new(context.root.join("tests/lab/lab"));
+    command
+        .current_dir(&context.root)
+        .arg("run")
+        .args(jobs.iter().map(|job| &job.path))
+        .env("TARGET", context.target.join("release"))
+        .env("LAB_OUT", logs);
+    let error = tools::logged(&mut command, &console).err();
+    let text = std::fs::read(&console).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())?;
+    if let (Some(error), false) = (error, text.contains("# job ")) {
+        // It has not come to any: nor would another machine.
+        failures.push(format!("the machine did not start: {error:#}"));
+        return Ok(jobs.len());
+    }
+    let mut ran = 0;
+    for job in jobs.iter().take_while(|job| job::was_started(&text, &job.name)) {
+        let (output, ended_well) = job::section(&text, &job.name);
+        failures.extend(verdict(job, output, ended_well, start));
+        ran += 1;
+    }
+    if ran == 0 {
+        failures.push(format!("{}: the machine ended before it", jobs[0].name));
+    }
+    Ok(ran.max(1))
 }
 
 /// Judges a run, says so in one line, and names the scenario in each failure.

@@ -1,0 +1,51 @@
+# shellcheck shell=bash disable=SC2034,SC2119 source-path=SCRIPTDIR
+# For jobs about the VF drivers alone, without a relay: the example program `vf_responder` opens VFs and answers pings on
+# 10.0.0.9 and fd00::9, while the kernel's igbvf sends them from the interface vf1.
+. tests/lib/check.sh
+. "${LAB_LIB:-tests/lab}/vfs.sh"
+
+RESPONDER=${TARGET:?the folder of the built binaries is not set}/examples/vf_responder
+STOP=/tmp/responder.stop
+PEER=10.0.0.9
+
+# load_any_vfio: VFIO, told to do without the interrupt remapping that only VT-d has here
+load_any_vfio() {
+    if compgen -G '/sys/class/iommu/dmar*' > /dev/null; then load_vfio; else load_vfio allow_unsafe_interrupts=1; fi
+}
+
+# scene NVFS: VF0 with vfio-pci, VF1 with the kernel
+scene() {
+    make_vfs "$1"
+    load_any_vfio
+    kernel_vf "$VF1" vf1 10.0.0.2/24 fd00::2/64
+    bind_vfio "$VF0"
+}
+
+# start_responder ARGUMENT...: waits until it answers; says `started` for each VF
+start_responder() {
+    rm -f "$STOP"
+    spawn responder "$RESPONDER" "$@" --stop "$STOP" --seconds 240
+    within 20 says responder '^started'
+}
+
+# stop_responder: in good order, so that it prints its counters
+stop_responder() {
+    touch "$STOP"
+    within 20 gone responder
+    stop responder
+    cp "$OUT/responder.log" "$OUT/responder.$((++runs)).log"
+    [ "${STATUS:-1}" = 0 ]
+}
+runs=0
+
+said() { says responder "$1" || { tail -5 "$OUT/responder.log"; return 1; }; }
+
+# pings COUNT [PING ARGUMENT...]: as fast as the answers come, and none is lost
+pings() {
+    local count=$1 output
+    shift
+    output=$(ping -A -c "$count" -w 60 -q "$@" "${PEER}")
+    note "$(paste -sd ' ' <<< "$output" | sed 's/.*statistics --- //')"
+    grep -q "$count packets transmitted, $count received" <<< "$output" || { echo "$output"; return 1; }
+}
+answers() { ping -c 1 -W 1 "$PEER"; }
