@@ -42,7 +42,7 @@ impl Forwarder {
     pub fn add(&self, id: u32, spec: &DeviceSpec, conditional: bool) -> Result<(), Problem> {
         let relay = self.find(id)?;
         let name = spec.to_string();
-        if let DeviceSpec::Vf(_) = spec
+        if let DeviceSpec::Vf(_) | DeviceSpec::Tap(_) = spec
             && let Some(other) = self.relays.iter().find(|other| other.id() != id && has_device(other, &name))
         {
             let detail = format!("{name} is in use by relay {}", other.id());
@@ -103,9 +103,10 @@ impl Forwarder {
                 };
                 Device {
                     pci_addr: pci_address(&device.name),
-                    driver: identity.as_ref().map_or("loopback", |identity| identity.driver).to_owned(),
+                    // A cable has no driver; neither has, yet, a device that is just being opened.
+                    driver: identity.as_ref().map_or("-", |identity| identity.driver).to_owned(),
                     mac: identity.as_ref().and_then(|identity| identity.mac).map(|mac| mac.to_string()),
-                    link: Link { up: !matches!(device.link, Some(pmd::Link::Down)), speed },
+                    link: Link { up: link_is_up(&device.name, device.link), speed },
                     max_frame: identity.as_ref().map_or(0, |identity| identity.max_frame),
                     name: device.name,
                 }
@@ -183,6 +184,11 @@ impl control::Daemon for Forwarder {
         metrics::text(&self.relays)
             .map_err(|error| Problem::new(ProblemCode::Internal, format!("cannot write metrics: {error}")))
     }
+}
+
+/// A cable is always plugged in; of another device's link nothing is known until it was looked at.
+fn link_is_up(name: &str, link: Option<pmd::Link>) -> bool {
+    matches!(link, Some(pmd::Link::Up { .. })) || name == DeviceSpec::Loopback.to_string()
 }
 
 fn has_device(relay: &Relay, name: &str) -> bool {

@@ -16,7 +16,7 @@ use relay::guest::endpoint::Endpoint;
 use relay::guest::features::GuestOptions;
 use relay::guest::socket::{SocketOwner, listen, prepare_directory};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::config::{Config, InitialDevice};
 use crate::daemon::Forwarder;
@@ -24,13 +24,13 @@ use crate::placement::place;
 use crate::watchdog::{Watch, Watchdog, tell_systemd};
 use crate::worker::Worker;
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT; SIGHUP (a closed terminal) does not end it.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     complain(config)?;
     let begin = Instant::now();
     // Signals first: one that comes during the start ends it in order.
     let mut signals =
-        signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).context("cannot handle signals")?;
+        signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot handle signals")?;
     let workers =
         config.cpus.iter().map(|cpu| Worker::start(*cpu, config.idle)).collect::<Result<Vec<_>, _>>()?;
     let beats = workers.iter().map(|worker| (worker.handle().cpu, Arc::clone(worker.heartbeat())));
@@ -56,8 +56,12 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         }
     }
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
-    if let Some(signal) = signals.forever().next() {
-        tracing::info!("stopping on signal {signal}");
+    for signal in signals.forever() {
+        if signal != SIGHUP {
+            tracing::info!("stopping on signal {signal}");
+            break;
+        }
+        tracing::info!("SIGHUP has no effect: restart the daemon to have it read its configuration");
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     if let Err(error) = control.stop() {

@@ -63,9 +63,7 @@ impl Watch {
             if time < STUCK {
                 continue;
             }
-            let place = worker.beat.lane().map_or("between lanes".to_owned(), |lane| {
-                format!("in relay {}, {:?}", lane.relay, lane.direction)
-            });
+            let place = worker.beat.lane().map_or("between lanes".to_owned(), |lane| format!("in {lane}"));
             let sentence = format!("worker on CPU {} is stuck for {} s {place}", worker.cpu, time.as_secs());
             if !worker.reported {
                 tracing::error!("{sentence}");

@@ -157,6 +157,9 @@ pub enum Accepted {
     /// The first `n` frames are borrowed: their tokens come back from [`TransmitQueue::reclaim`] or
     /// [`TransmitQueue::abort`], each exactly once, in any order.
     Borrowed(usize),
+    /// The first `n` frames cannot be sent now or later (the interface is down, say): they are lost, their memory is
+    /// free again.
+    Refused(usize),
 }
 
 /// Tokens of borrowed frames that came back, as many as one call returns.

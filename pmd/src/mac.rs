@@ -59,7 +59,8 @@ impl FromStr for MacAddress {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(error)?;
+            let part =
+                parts.next().filter(|part| part.len() == 2 && !part.starts_with('+')).ok_or_else(error)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| error())?;
         }
         if parts.next().is_some() { Err(error()) } else { Ok(Self(bytes)) }
@@ -82,6 +83,7 @@ mod tests {
             "5:54:00:ab:cd:01",
             "52-54-00-ab-cd-01",
             "zz:54:00:ab:cd:01",
+            "+5:54:00:ab:cd:01",
         ] {
             assert!(bad.parse::<MacAddress>().is_err(), "{bad}");
         }

@@ -61,6 +61,8 @@ drop_reasons! {
     VfNotConnected = "vf_not_connected",
     /// The device took no frame for 100 ms.
     VfQueueFull = "vf_queue_full",
+    /// The device cannot send: its interface is down.
+    VfRefused = "vf_refused",
     /// Shorter than an Ethernet header.
     FrameTooShort = "frame_too_short",
     /// Longer than the device can send, or than any frame can be.

@@ -10,6 +10,7 @@
 //! A lane is a value with one owner. A worker that owns it calls [`Lane::step`]; a control thread that recalled it may
 //! take it apart. This is the hot loop: no lock, no allocation, no system call but the guest's interrupt, no logging.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,15 @@ pub enum Direction {
     VmToVf,
 }
 
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::VfToVm => "vf_to_vm",
+            Self::VmToVf => "vm_to_vf",
+        })
+    }
+}
+
 /// What a lane is known by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneKey {
@@ -41,6 +51,12 @@ pub struct LaneKey {
     pub relay: u32,
     /// The direction.
     pub direction: Direction,
+}
+
+impl fmt::Display for LaneKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "relay {}, {}", self.relay, self.direction)
+    }
 }
 
 /// Where frames come from.
@@ -69,7 +85,7 @@ pub enum Sink {
 pub struct LaneCounters {
     /// Frames from the source, and drops.
     pub source: Arc<DirectionCounters>,
-    /// Frames to the sink, and what the sink dropped.
+    /// Frames to the sink, and those that did not fit the guest's buffers.
     pub sink: Arc<DirectionCounters>,
 }
 
@@ -304,6 +320,11 @@ fn send(queue: &mut Transmit, source: &mut Source, frames: Frames<'_>, counters:
             counters.source.rx_frames.add(n as u64);
             counters.source.rx_bytes.add(taken.bytes());
             (n, taken.bytes())
+        }
+        Accepted::Refused(n) => {
+            counters.source.count_drop(DropReason::VfRefused, n as u64);
+            settle(source, frames.take(n), &counters.source);
+            return n;
         }
     };
     counters.sink.tx_frames.add(n as u64);

@@ -68,7 +68,7 @@ impl WorkerHandle {
                 Ok(lane) => return Some(lane),
                 Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => {
-                    tracing::error!("worker on CPU {} does not hand over {key:?}: it is stuck", self.cpu);
+                    tracing::error!("worker on CPU {} does not hand over {key}: it is stuck", self.cpu);
                 }
             }
         }

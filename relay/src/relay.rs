@@ -10,8 +10,9 @@
 //! changed, put together and sent out again. Meanwhile nobody polls the relay, which takes microseconds; a change that
 //! takes memory away waits for a device that still holds borrowed frames, for a bounded time.
 //!
-//! Two kinds of threads come here: the session of the guest, and the control thread of the device. Neither ever waits
-//! for hardware while it holds the relay's lock.
+//! Two kinds of threads come here: the session of the guest, and the control thread of the device. What they wait for
+//! while they hold the relay's lock is bounded: a pass of a worker, and the taking back of borrowed frames. Mailboxes,
+//! links and the start of a device are waited for without it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -34,10 +34,11 @@ pub struct Tap {
 impl Tap {
     /// Creates the interface `name`, or attaches to it where it exists and is free.
     pub fn open(name: &str) -> Result<Self, DeviceError> {
-        let bad = |c: char| c == '/' || c.is_whitespace() || c.is_control();
+        // '%' would have the kernel choose a number.
+        let bad = |c: char| matches!(c, '/' | ':' | '%') || c.is_whitespace() || c.is_control();
         if name.is_empty() || name.len() > MAX_NAME || name.contains(bad) || name == "." || name == ".." {
             return Err(DeviceError::Unsupported(format!(
-                "'{name}' is not an interface name; give 1 to {MAX_NAME} characters without '/' and spaces"
+                "'{name}' is not an interface name; give 1 to {MAX_NAME} characters without '/', ':', '%' and blanks"
             )));
         }
         let file = OpenOptions::new()
@@ -100,6 +101,22 @@ fn attach(file: &File, name: &str) -> io::Result<()> {
     if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// `TUNGETIFF` (linux/if_tun.h), `_IOR('T', 210, unsigned int)`.
+const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
+
+/// The present name of the interface behind an attached descriptor; it may have been renamed. `EBADFD` when the
+/// interface is no more.
+fn interface_of(file: &File) -> io::Result<String> {
+    // SAFETY: `ifreq` is plain data for which all zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open and `request` lives through the call; TUNGETIFF writes one `ifreq`.
+    if unsafe { libc::ioctl(file.as_raw_fd(), TUNGETIFF, &mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let name = request.ifr_name.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
+    String::from_utf8(name).map_err(io::Error::other)
+}
+
 impl Device for Tap {
     fn identity(&self) -> &Identity {
         &self.identity
@@ -117,7 +134,14 @@ impl Device for Tap {
     }
 
     fn service(&mut self) -> Vec<DeviceEvent> {
-        let state = std::fs::read_to_string(format!("/sys/class/net/{}/operstate", self.interface()));
+        let name = match interface_of(&self.file) {
+            Ok(name) => name,
+            Err(cause) => {
+                let reason = format!("interface {} was deleted: {cause}", self.interface());
+                return vec![DeviceEvent::Gone { reason }];
+            }
+        };
+        let state = std::fs::read_to_string(format!("/sys/class/net/{name}/operstate"));
         // An interface that another network namespace owns cannot be seen here; it is taken to be up.
         let link = match state.as_deref().map(str::trim) {
             Ok("down") => Link::Down,
@@ -152,10 +176,14 @@ impl TransmitQueue for TapTransmit {
             // answers EFAULT where a mapping has lost its pages.
             let status =
                 unsafe { libc::writev(self.file.as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int) };
-            // A tap only asks us to wait when its queue is full. Every other refusal (interface down: EIO) loses the
-            // frame on the wire, as a real cable would.
-            if status < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock {
-                return Accepted::Copied(sent);
+            if status < 0 {
+                let cause = io::Error::last_os_error().kind();
+                return match sent {
+                    // A tap only asks to wait when its queue is full. It refuses for good when it is down (EIO).
+                    0 if cause != io::ErrorKind::WouldBlock => Accepted::Refused(1),
+                    // What comes after the frames that were sent is looked at when it is offered again.
+                    _ => Accepted::Copied(sent),
+                };
             }
         }
         Accepted::Copied(frames.len())
@@ -208,5 +236,17 @@ impl ReceiveQueue for TapReceive {
     fn release(&mut self, token: Token) {
         debug_assert!(token.0 < BUFFERS && !self.free.contains(&token.0));
         self.free.push(token.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_the_kernel_would_change_are_refused() {
+        for name in ["", "a/b", "wtr%d", "a b", "a:b", "sixteen-letters-", ".", ".."] {
+            assert!(matches!(Tap::open(name), Err(DeviceError::Unsupported(_))), "{name}");
+        }
     }
 }

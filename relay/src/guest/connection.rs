@@ -15,7 +15,8 @@ use thiserror::Error;
 
 use super::message::{HEADER, Header, MAX_PAYLOAD, ProtocolError};
 
-/// The rest of a message must follow its beginning within this time.
+/// The first message must come within this time, and the rest of each message after its beginning. Front ends speak at
+/// once; what connects and is silent would keep the VM from its socket.
 const MESSAGE_TIME: Duration = Duration::from_secs(5);
 /// A reply must be taken within this time.
 const REPLY_TIME: Duration = Duration::from_secs(1);
@@ -31,8 +32,8 @@ pub enum ConnectionError {
     /// The peer broke the protocol.
     #[error("the front end broke the protocol: {0}")]
     Protocol(#[from] ProtocolError),
-    /// The peer stopped in the middle of a message.
-    #[error("the front end stopped in the middle of a message")]
+    /// The peer stopped in the middle of a message, or never began one.
+    #[error("the front end did not send a whole message within 5 s")]
     HalfMessage,
     /// The peer does not read.
     #[error("the front end does not read its replies")]
@@ -59,6 +60,7 @@ pub struct Connection {
     stream: UnixStream,
     buffer: Vec<u8>,
     descriptors: Vec<OwnedFd>,
+    /// Since when a message is waited for.
     began: Option<Instant>,
 }
 
@@ -66,7 +68,7 @@ impl Connection {
     /// Takes a connected socket.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, buffer: Vec::new(), descriptors: Vec::new(), began: None })
+        Ok(Self { stream, buffer: Vec::new(), descriptors: Vec::new(), began: Some(Instant::now()) })
     }
 
     /// What to poll for reading.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,8 +24,14 @@ const TICK: Duration = Duration::from_secs(1);
 pub struct Endpoint {
     relay: u32,
     path: PathBuf,
+    /// Device and inode of the socket file.
+    identity: Option<(u64, u64)>,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 impl Endpoint {
@@ -42,7 +49,13 @@ impl Endpoint {
         let name = format!("vhost-{id}");
         let thread =
             std::thread::Builder::new().name(name).stack_size(256 * 1024).spawn(move || server.run())?;
-        Ok(Endpoint { relay: id, path: path.to_owned(), stop, thread: Some(thread) })
+        Ok(Endpoint {
+            relay: id,
+            path: path.to_owned(),
+            identity: identity(path),
+            stop,
+            thread: Some(thread),
+        })
     }
 
     /// Virtio-id of the relay.
@@ -62,7 +75,10 @@ impl Drop for Endpoint {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let _ = std::fs::remove_file(&self.path);
+        // Another daemon may have put its own socket there meanwhile.
+        if identity(&self.path) == self.identity {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -143,12 +159,15 @@ impl Server {
     /// Handles what the guest has sent, and ends the connection when there is a reason to.
     fn serve(&mut self) {
         let Some((connection, session)) = &mut self.guest else { return };
-        let end = match serve(connection, session) {
-            Ok(()) if session.memory_is_poisoned() => "the VM took away memory that it had shared".to_owned(),
+        let (id, path) = (self.relay.id(), self.path.display());
+        match serve(connection, session) {
+            Ok(()) if session.memory_is_poisoned() => {
+                tracing::warn!("relay {id}: disconnected {path}: the VM took away memory that it had shared");
+            }
             Ok(()) => return,
-            Err(reason) => reason,
-        };
-        tracing::info!("relay {}: VM disconnected from {}: {end}", self.relay.id(), self.path.display());
+            Err(End::Left) => tracing::info!("relay {id}: VM disconnected from {path}"),
+            Err(End::Fault(reason)) => tracing::warn!("relay {id}: disconnected {path}: {reason}"),
+        }
         self.guest = None;
     }
 }
@@ -156,15 +175,31 @@ impl Server {
 /// Messages handled before the rest of the thread's work is looked at again.
 const MESSAGES_AT_ONCE: usize = 64;
 
-fn serve(connection: &mut Connection, session: &mut Session) -> Result<(), String> {
+/// Why a connection is over.
+enum End {
+    /// The front end closed it.
+    Left,
+    /// The front end did what it must not do.
+    Fault(String),
+}
+
+impl From<ConnectionError> for End {
+    fn from(error: ConnectionError) -> Self {
+        match error {
+            ConnectionError::Closed => End::Left,
+            other => End::Fault(other.to_string()),
+        }
+    }
+}
+
+fn serve(connection: &mut Connection, session: &mut Session) -> Result<(), End> {
     for _ in 0..MESSAGES_AT_ONCE {
-        let Some(message) = connection.receive().map_err(|error: ConnectionError| error.to_string())? else {
-            return Ok(());
-        };
+        let Some(message) = connection.receive()? else { return Ok(()) };
         let request = message.header.request;
-        let reply = session.handle(message).map_err(|refusal| format!("{request:?}: {refusal}"))?;
+        let reply =
+            session.handle(message).map_err(|refusal| End::Fault(format!("{request:?}: {refusal}")))?;
         if let Some(reply) = reply {
-            connection.send(&reply).map_err(|error| error.to_string())?;
+            connection.send(&reply)?;
         }
     }
     Ok(())

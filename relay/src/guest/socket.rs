@@ -69,6 +69,8 @@ fn system<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) ->
 /// by root, the daemon's user or the configured owner, writable for no group but the configured one, and not for the
 /// world.
 pub fn prepare_directory(path: &Path, owner: SocketOwner) -> Result<(), SocketError> {
+    // Without a slash or dot at its end, which would have a symbolic link followed.
+    let path: &Path = &path.components().collect::<PathBuf>();
     match fs::create_dir(path) {
         Ok(()) => {
             fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE))
@@ -89,18 +91,32 @@ pub fn prepare_directory(path: &Path, owner: SocketOwner) -> Result<(), SocketEr
     let ours = rustix::process::geteuid().as_raw();
     if found.uid() != 0 && found.uid() != ours && Some(found.uid()) != owner.user {
         return refuse(format!(
-            "belongs to user {}, who is neither root, nor the daemon's user, nor the socket owner: chown it, or set \
-             --vhost-username",
-            found.uid()
+            "belongs to user {}, who is neither root, nor the daemon's user, nor the socket owner: chown root {}, or \
+             set --vhost-username",
+            found.uid(),
+            path.display()
         ));
     }
     if found.mode() & 0o002 != 0 {
-        return refuse("everybody can write to it: chmod o-w".to_owned());
+        return refuse(if found.mode() & libc::S_ISVTX == 0 {
+            format!("everybody can write to it: chmod o-w {}", path.display())
+        } else {
+            "everybody can write to it: choose a directory inside it".to_owned()
+        });
     }
     if found.mode() & 0o020 != 0 && Some(found.gid()) != owner.group {
         return refuse(format!(
-            "group {} can write to it and is not the socket group: chmod g-w, or set --vhost-groupname",
-            found.gid()
+            "group {} can write to it and is not the socket group: chmod g-w {}, or set --vhost-groupname",
+            found.gid(),
+            path.display()
+        ));
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let above = fs::metadata(parent).map_err(system("examine", parent))?;
+    if above.mode() & 0o002 != 0 && above.mode() & libc::S_ISVTX == 0 {
+        return refuse(format!(
+            "everybody can write to {} and so put another directory in its place: chmod o-w {0}",
+            parent.display()
         ));
     }
     Ok(())
@@ -114,8 +130,13 @@ pub fn listen(path: &Path, owner: SocketOwner) -> Result<UnixListener, SocketErr
     }
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
-        Ok(_) if UnixStream::connect(path).is_ok() => return Err(SocketError::InUse(path.to_owned())),
-        Ok(_) => fs::remove_file(path).map_err(system("replace", path))?,
+        Ok(_) => match UnixStream::connect(path) {
+            // Only then is nobody there; any other failure (its queue is full, say) comes from a living server.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(system("replace", path))?;
+            }
+            _ => return Err(SocketError::InUse(path.to_owned())),
+        },
         Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(system("listen on", path))?;
@@ -149,16 +170,26 @@ mod tests {
         prepare_directory(&path, SocketOwner::default()).unwrap();
         mode(&path, 0o777);
         assert!(refused(&path).contains("chmod o-w"));
+        mode(&path, 0o1777);
+        assert!(refused(&path).contains("inside it"));
         mode(&path, 0o775);
         assert!(refused(&path).contains("chmod g-w"));
         let group = fs::metadata(&path).unwrap().gid();
         prepare_directory(&path, SocketOwner { user: None, group: Some(group) }).unwrap();
         let link = outer.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(refused(&link).contains("symbolic link"));
+        for end in ["", "/", "/."] {
+            let link = PathBuf::from(format!("{}{end}", link.display()));
+            assert!(refused(&link).contains("symbolic link"), "{}", link.display());
+        }
         let file = outer.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(refused(&file).contains("not a directory"));
+        mode(&path, 0o755);
+        mode(outer.path(), 0o777);
+        assert!(refused(&path).contains("in its place"));
+        mode(outer.path(), 0o1777);
+        prepare_directory(&path, SocketOwner::default()).unwrap();
     }
 
     #[test]
