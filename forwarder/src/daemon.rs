@@ -67,13 +67,17 @@ impl Forwarder {
     /// Ends all guests' connections and removes all devices, so that VFs are quiet and workers have no lanes.
     pub fn stop(&self) {
         let endpoints = std::mem::take(&mut *self.endpoints.lock().unwrap_or_else(PoisonError::into_inner));
-        drop(endpoints);
+        for endpoint in &endpoints {
+            endpoint.stop();
+        }
+        // Devices before the endpoints are waited for: whatever a front end does to its session, VFs become quiet.
         for relay in &self.relays {
             match relay.remove_device(None) {
                 Ok(()) | Err(RemoveError::Nothing(_)) => {}
                 Err(error) => tracing::warn!("{error}"),
             }
         }
+        drop(endpoints);
     }
 
     fn find(&self, id: u32) -> Result<&Arc<Relay>, Problem> {

@@ -31,10 +31,10 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     // Signals first: one that comes during the start ends it in order.
     let mut signals =
         signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot handle signals")?;
+    allow_descriptors();
     let workers =
         config.cpus.iter().map(|cpu| Worker::start(*cpu, config.idle)).collect::<Result<Vec<_>, _>>()?;
-    let beats = workers.iter().map(|worker| (worker.handle().cpu, Arc::clone(worker.heartbeat())));
-    let _watchdog = Watchdog::start(Watch::new(beats, Instant::now()), tell_systemd)
+    let _watchdog = Watchdog::start(Watch::new(&workers, Instant::now()), tell_systemd)
         .context("cannot start the watchdog")?;
     let server = Server::bind(&config.control).context("no control socket")?;
     let relays = make_relays(config, &workers)?;
@@ -71,6 +71,16 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     drop(workers);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Raises the number of open files to what the system allows: each VM brings tens of eventfds and memory regions, and one
+/// must not be able to use them up.
+fn allow_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(cause) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!("cannot raise the number of open files to {maximum:?}: {cause}");
+    }
 }
 
 /// Says what of the configuration this version cannot do: an error where guests would not work.

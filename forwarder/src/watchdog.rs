@@ -8,10 +8,17 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::worker::Heartbeat;
+use relay::interrupt::Interrupter;
+
+use crate::worker::{Heartbeat, Worker};
 
 /// How often workers are looked at.
-const INTERVAL: Duration = Duration::from_millis(500);
+const INTERVAL: Duration = Duration::from_millis(20);
+/// How often the verdict is told, systemd patted.
+const TELL_INTERVAL: Duration = Duration::from_millis(500);
+/// A worker that stays in one lane for so long may be in a system call that the lane's guest makes block: it is
+/// interrupted. For a worker that only waits for its CPU that means nothing.
+const INTERRUPT: Duration = Duration::from_millis(20);
 /// A worker that has not got round for so long is stuck. A pass over 64 lanes with full bursts takes far below 1 ms.
 const STUCK: Duration = Duration::from_secs(2);
 
@@ -27,9 +34,16 @@ pub enum Verdict {
 struct Watched {
     cpu: usize,
     beat: Arc<Heartbeat>,
+    interrupter: Option<Interrupter>,
     passes: u64,
     since: Instant,
     reported: bool,
+}
+
+impl Watched {
+    fn new(cpu: usize, beat: &Arc<Heartbeat>, interrupter: Option<Interrupter>, now: Instant) -> Self {
+        Self { cpu, beat: Arc::clone(beat), interrupter, passes: beat.passes(), since: now, reported: false }
+    }
 }
 
 /// Looks at workers, one look at a time.
@@ -38,11 +52,10 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches these workers: CPU and heartbeat.
-    pub fn new(workers: impl IntoIterator<Item = (usize, Arc<Heartbeat>)>, now: Instant) -> Self {
-        let watched = |(cpu, beat): (usize, Arc<Heartbeat>)| {
-            let passes = beat.passes();
-            Watched { cpu, beat, passes, since: now, reported: false }
+    /// Watches these workers.
+    pub fn new<'a>(workers: impl IntoIterator<Item = &'a Worker>, now: Instant) -> Self {
+        let watched = |worker: &Worker| {
+            Watched::new(worker.handle().cpu, worker.heartbeat(), Some(worker.interrupter()), now)
         };
         Self { workers: workers.into_iter().map(watched).collect() }
     }
@@ -60,6 +73,9 @@ impl Watch {
                 continue;
             }
             let time = now.duration_since(worker.since);
+            if time >= INTERRUPT && worker.beat.lane().is_some() {
+                worker.interrupter.inspect(Interrupter::interrupt);
+            }
             if time < STUCK {
                 continue;
             }
@@ -83,13 +99,19 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Looks at the workers twice a second and hands each verdict to `tell`.
+    /// Looks at the workers all the time and hands a verdict to `tell` twice a second.
     pub fn start(mut watch: Watch, tell: impl Fn(&Verdict) + Send + 'static) -> std::io::Result<Self> {
         let (stop, stopped) = channel();
         let thread = std::thread::Builder::new().name("watchdog".to_owned()).stack_size(256 * 1024).spawn(
             move || {
+                let mut told = Instant::now();
                 while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                    tell(&watch.look(Instant::now()));
+                    let now = Instant::now();
+                    let verdict = watch.look(now);
+                    if now.duration_since(told) >= TELL_INTERVAL {
+                        tell(&verdict);
+                        told = now;
+                    }
                 }
             },
         )?;
@@ -118,13 +140,13 @@ pub fn tell_systemd(verdict: &Verdict) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::{Idle, Worker};
+    use crate::worker::Idle;
 
     #[test]
     fn a_worker_that_stands_still_is_named_and_forgiven_when_it_goes_on() {
         let stuck = Arc::new(Heartbeat::default());
         let start = Instant::now();
-        let mut watch = Watch::new([(5, Arc::clone(&stuck))], start);
+        let mut watch = Watch { workers: vec![Watched::new(5, &stuck, None, start)] };
         assert_eq!(watch.look(start + STUCK / 2), Verdict::Healthy);
         let Verdict::Stuck(sentence) = watch.look(start + STUCK) else { panic!("not noticed") };
         assert!(sentence.contains("CPU 5"), "{sentence}");
@@ -134,7 +156,7 @@ mod tests {
     fn an_idle_worker_is_not_a_stuck_one() {
         let worker = Worker::start(core_affinity::get_core_ids().unwrap()[0].id, Idle::Adaptive).unwrap();
         let start = Instant::now();
-        let mut watch = Watch::new([(0, Arc::clone(worker.heartbeat()))], start);
+        let mut watch = Watch::new([&worker], start);
         std::thread::sleep(Duration::from_millis(1200));
         assert_eq!(watch.look(start + STUCK), Verdict::Healthy);
     }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use relay::interrupt::Interrupter;
 use relay::lane::{Direction, LaneKey};
 use relay::mailbox::{Mailbox, ToWorker, WorkerHandle, mailbox};
 use relay::relay::Lanes;
@@ -93,6 +94,7 @@ impl Heartbeat {
 pub struct Worker {
     handle: WorkerHandle,
     heartbeat: Arc<Heartbeat>,
+    interrupter: Interrupter,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -111,14 +113,14 @@ impl Worker {
             .name(format!("worker-{cpu}"))
             .spawn(move || {
                 let ok = core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
-                let _ = report.send(ok);
+                let _ = report.send(ok.then(Interrupter::of_this_thread));
                 if ok {
                     run(&mailbox, &beat, idle);
                 }
             })
             .map_err(failed)?;
         match pinned.recv() {
-            Ok(true) => Ok(Self { handle, heartbeat, thread: Some(thread) }),
+            Ok(Some(interrupter)) => Ok(Self { handle, heartbeat, interrupter, thread: Some(thread) }),
             _ => Err(WorkerError::Pin(cpu)),
         }
     }
@@ -126,6 +128,11 @@ impl Worker {
     /// How to reach it.
     pub fn handle(&self) -> &WorkerHandle {
         &self.handle
+    }
+
+    /// How to end a system call that it is stuck in.
+    pub fn interrupter(&self) -> Interrupter {
+        self.interrupter
     }
 
     /// Its signs of life.

@@ -16,7 +16,7 @@ use crate::relay::Relay;
 const SERVICE_INTERVAL: Duration = Duration::from_millis(50);
 /// How often its counters are read.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
-/// Pause between attempts to start a device that does not start.
+/// Pause before a device that was stopped, or did not start, is started again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// How often the failure of such attempts is logged.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
@@ -59,7 +59,7 @@ struct Control {
     next_start: Option<Instant>,
     complained: Option<Instant>,
     /// The guest's address that was warned about last.
-    warned: Option<MacAddress>,
+    warned: Option<(MacAddress, Instant)>,
 }
 
 impl Control {
@@ -87,17 +87,20 @@ impl Control {
                     self.close();
                     return;
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    next_service = Instant::now() + SERVICE_INTERVAL;
-                    if self.service() == Presence::Gone {
-                        self.close();
-                        return;
-                    }
-                    self.follow_guest();
-                    if Instant::now() >= next_statistics {
-                        next_statistics = Instant::now() + STATISTICS_INTERVAL;
-                        self.publish_statistics();
-                    }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            // However many messages there are: a guest that stops and starts its rings without end must not keep us from
+            // noticing that the device is to go.
+            if Instant::now() >= next_service {
+                next_service = Instant::now() + SERVICE_INTERVAL;
+                if self.service() == Presence::Gone {
+                    self.close();
+                    return;
+                }
+                self.follow_guest();
+                if Instant::now() >= next_statistics {
+                    next_statistics = Instant::now() + STATISTICS_INTERVAL;
+                    self.publish_statistics();
                 }
             }
         }
@@ -152,6 +155,8 @@ impl Control {
         if std::mem::take(&mut self.running) {
             let queues = self.relay.detach_queues();
             self.device.stop(queues);
+            // A guest may restart its rings as often as it likes; the PF's mailbox is not its toy.
+            self.next_start = Some(Instant::now() + RETRY_INTERVAL);
             tracing::info!("relay {}: {} stopped", self.relay.id(), self.name());
         }
     }
@@ -190,10 +195,11 @@ impl Control {
         let identity = self.device.identity();
         let (true, Some(own)) = (identity.filters_by_mac && self.running, identity.mac) else { return };
         let Some(guest) = self.relay.counters().vm_to_vf.source() else { return };
-        if guest == own || !guest.is_valid_unicast() || self.warned == Some(guest) {
+        let recent = |(mac, at): (MacAddress, Instant)| mac == guest || at.elapsed() < COMPLAINT_INTERVAL;
+        if guest == own || !guest.is_valid_unicast() || self.warned.is_some_and(recent) {
             return;
         }
-        self.warned = Some(guest);
+        self.warned = Some((guest, Instant::now()));
         tracing::warn!(
             "relay {}: the guest sends from {guest}, but {} only receives for {own}: give the guest that address, or \
              the VF the guest's: ip link set PF vf N mac {guest}",

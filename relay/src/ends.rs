@@ -92,7 +92,6 @@ impl Ends {
     /// Takes a lane apart. With borrowed frames outstanding, its two ends must be joined again as they were.
     pub fn take_apart(&mut self, mut lane: Lane) {
         lane.put_back_waiting();
-        lane.flush();
         match lane.source {
             Source::Guest(ring) => self.guest_transmit = Some(ring),
             Source::Device(queue) => self.device_receive = Some((queue, lane.waiting)),

@@ -9,6 +9,7 @@ mod device_control;
 pub mod driver;
 pub mod ends;
 pub mod guest;
+pub mod interrupt;
 pub mod lane;
 pub mod mailbox;
 pub mod net;

@@ -179,6 +179,8 @@ pub(crate) struct State {
     out: Vec<(LaneKey, WorkerHandle)>,
     receive_runs: bool,
     transmit_runs: bool,
+    /// The device's transmit queue was disabled to take frames back from it.
+    queue_is_dead: bool,
     guest: Option<GuestStatus>,
     pub(crate) device: Option<DeviceSlot>,
 }
@@ -209,6 +211,7 @@ impl Relay {
             out: Vec::new(),
             receive_runs: false,
             transmit_runs: false,
+            queue_is_dead: false,
             guest: None,
             device: None,
         };
@@ -244,11 +247,10 @@ impl Relay {
 
     /// Takes all lanes home, lets `change` at the ends, and sends the lanes out again.
     fn rebuild<R>(&self, state: &mut State, borrowed: Borrowed, change: impl FnOnce(&mut Ends) -> R) -> R {
-        let mut device_lives = true;
         for (key, worker) in std::mem::take(&mut state.out) {
             let Some(mut lane) = worker.recall(key) else { continue };
             if borrowed == Borrowed::TakeBack {
-                device_lives &= take_back_borrowed(&mut lane);
+                state.queue_is_dead |= !take_back_borrowed(&mut lane);
             }
             state.ends.take_apart(*lane);
         }
@@ -257,9 +259,6 @@ impl Relay {
             let worker = state.placement.of(lane.key.direction).clone();
             state.out.push((lane.key, worker.clone()));
             worker.adopt(Box::new(lane));
-        }
-        if !device_lives {
-            state.tell_device(|| ToDevice::Restart);
         }
         result
     }
@@ -301,15 +300,18 @@ impl Relay {
         let borrowed = if index == 0 { Borrowed::Keep } else { Borrowed::TakeBack };
         let next = self.rebuild(&mut state, borrowed, |ends| {
             if index == 0 {
-                ends.guest_receive.take().map(|mut ring| ring.ring().next_available())
+                ends.guest_receive.take().map(|mut ring| end_of(ring.ring()))
             } else {
-                ends.guest_transmit.take().map(|mut ring| ring.ring().next_available())
+                ends.guest_transmit.take().map(|mut ring| end_of(ring.ring()))
             }
         });
         if index == 0 {
             state.receive_runs = false;
         } else {
             state.transmit_runs = false;
+        }
+        if std::mem::take(&mut state.queue_is_dead) {
+            state.tell_device(|| ToDevice::Restart);
         }
         state.guest_changed();
         next
@@ -404,6 +406,8 @@ impl Relay {
             let transmit = ends.device_transmit.take().map(|(queue, _)| queue);
             Queues { receive: receive.into_iter().collect(), transmit: transmit.into_iter().collect() }
         });
+        // Its queues go with it.
+        state.queue_is_dead = false;
         if state.device.as_ref().is_some_and(|device| device.state == DeviceState::Ready) {
             state.set_device_state(DeviceState::Added);
         }
@@ -451,9 +455,9 @@ impl Reservation {
     pub fn attach(mut self, device: Box<dyn pmd::Device>) -> std::io::Result<()> {
         let Some(relay) = self.relay.take() else { return Ok(()) };
         let identity = device.identity().clone();
-        let started = crate::device_control::start(Arc::clone(&relay), device);
+        // Locked first: the new thread must find its place filled.
         let mut state = relay.lock();
-        match started {
+        match crate::device_control::start(Arc::clone(&relay), device) {
             Ok(control) => {
                 tracing::info!("relay {}: added {} ({})", relay.id, identity.name, identity.driver);
                 if let Some(slot) = &mut state.device {
@@ -493,11 +497,25 @@ impl Drop for Reservation {
     }
 }
 
+/// Shows the guest all that was completed, and says where its ring stands. An interrupt is not due: the front end that
+/// stops a ring looks for itself.
+fn end_of(ring: &mut SplitRing) -> u16 {
+    ring.publish_quietly();
+    ring.next_available()
+}
+
 /// What a worker does with its lanes; here, next to what control does with them, so that both stay in step.
 // Boxed as they come by message, so that a worker neither allocates nor moves them when they go.
 #[allow(clippy::vec_box)]
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Lanes(Vec<Box<Lane>>);
+
+impl Default for Lanes {
+    /// With room for the lanes of 1024 relays, so that a worker does not allocate when one comes.
+    fn default() -> Self {
+        Self(Vec::with_capacity(2048))
+    }
+}
 
 impl Lanes {
     /// Takes a lane in.

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
+use forwarder::watchdog::{Watch, Watchdog};
 use forwarder::worker::{Idle, Worker};
 use relay::Relay;
 use relay::driver::nic::{GuestNic, NicError, NicOptions};
@@ -19,6 +21,7 @@ pub struct Stand {
     // In the order in which they end: guests first, then devices, then the worker.
     endpoints: Vec<Endpoint>,
     relays: Vec<Arc<Relay>>,
+    _watchdog: Watchdog,
     _worker: Worker,
     folder: tempfile::TempDir,
 }
@@ -41,7 +44,9 @@ impl Stand {
             Endpoint::start(Arc::clone(relay), listener, &path, GuestOptions::default()).expect("a thread")
         };
         let endpoints = relays.iter().map(endpoint).collect();
-        Self { endpoints, relays, _worker: worker, folder }
+        let watch = Watch::new([&worker], Instant::now());
+        let watchdog = Watchdog::start(watch, |_| ()).expect("a thread");
+        Self { endpoints, relays, _watchdog: watchdog, _worker: worker, folder }
     }
 
     /// A relay.

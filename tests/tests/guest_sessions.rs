@@ -217,6 +217,29 @@ fn a_guest_that_truncates_its_memory_is_disconnected_and_its_neighbour_goes_on()
 }
 
 #[test]
+fn a_guest_whose_interrupt_blocks_is_disconnected_and_its_neighbour_goes_on() {
+    use std::os::fd::{AsRawFd, BorrowedFd};
+    let stand = Stand::new(2);
+    stand.loopback(0);
+    stand.loopback(1);
+    let mut hostile = stand.connect(0, options(0)).unwrap();
+    let mut neighbour = stand.connect(1, options(0)).unwrap();
+    exchange(&mut neighbour, 0, 100);
+    for call in hostile.interrupts() {
+        // SAFETY: the eventfd is open as long as `hostile` lives.
+        let fd = unsafe { BorrowedFd::borrow_raw(call.as_raw_fd()) };
+        rustix::fs::fcntl_setfl(fd, rustix::fs::OFlags::empty()).unwrap();
+        // It holds nothing yet; after this, adding one blocks.
+        call.write(u64::MAX - 1).unwrap();
+    }
+    hostile.send(&forwarder_tests::frames::frame(0));
+    hostile.flush();
+    exchange(&mut neighbour, 100, 1000);
+    eventually("the hostile guest is disconnected", || stand.relay(0).status().guest.is_none());
+    exchange(&mut neighbour, 1000, 2000);
+}
+
+#[test]
 fn a_stopped_daemon_lets_go_of_its_guests() {
     let stand = Stand::new(1);
     stand.loopback(0);

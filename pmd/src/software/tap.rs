@@ -3,12 +3,14 @@
 //! Sending gathers a frame's segments in the kernel (`writev`): the one copy there is. Receiving reads into a pool of
 //! our own, from where a frame is copied once into the guest.
 
+use std::alloc::Layout;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::device::{
     Accepted, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues,
@@ -29,6 +31,7 @@ pub struct Tap {
     identity: Identity,
     file: Arc<File>,
     link: Option<Link>,
+    oversized: Arc<AtomicU64>,
 }
 
 impl Tap {
@@ -55,7 +58,7 @@ impl Tap {
             max_frame: BUFFER as u32,
             filters_by_mac: false,
         };
-        Ok(Self { identity, file: Arc::new(file), link: None })
+        Ok(Self { identity, file: Arc::new(file), link: None, oversized: Arc::default() })
     }
 
     fn interface(&self) -> &str {
@@ -124,7 +127,13 @@ impl Device for Tap {
 
     fn start(&mut self) -> Result<Queues, DeviceError> {
         Ok(Queues {
-            receive: vec![Receive::Tap(TapReceive::new(Arc::clone(&self.file)))],
+            receive: vec![Receive::Tap(TapReceive {
+                file: Arc::clone(&self.file),
+                pool: Pool::new()
+                    .ok_or_else(|| DeviceError::Failed("no memory for receive buffers".to_owned()))?,
+                free: (0..BUFFERS).collect(),
+                oversized: Arc::clone(&self.oversized),
+            })],
             transmit: vec![Transmit::Tap(TapTransmit { file: Arc::clone(&self.file) })],
         })
     }
@@ -150,8 +159,9 @@ impl Device for Tap {
         if self.link.replace(link) == Some(link) { Vec::new() } else { vec![DeviceEvent::Link(link)] }
     }
 
+    /// Frames longer than a buffer count as errors; the kernel counts the rest.
     fn statistics(&mut self) -> DeviceStatistics {
-        DeviceStatistics::default()
+        DeviceStatistics { rx_errors: self.oversized.load(Ordering::Relaxed), ..DeviceStatistics::default() }
     }
 }
 
@@ -180,7 +190,9 @@ impl TransmitQueue for TapTransmit {
                 let cause = io::Error::last_os_error().kind();
                 return match sent {
                     // A tap only asks to wait when its queue is full. It refuses for good when it is down (EIO).
-                    0 if cause != io::ErrorKind::WouldBlock => Accepted::Refused(1),
+                    0 if cause != io::ErrorKind::WouldBlock && cause != io::ErrorKind::Interrupted => {
+                        Accepted::Refused(1)
+                    }
                     // What comes after the frames that were sent is looked at when it is offered again.
                     _ => Accepted::Copied(sent),
                 };
@@ -202,32 +214,63 @@ impl TransmitQueue for TapTransmit {
 #[derive(Debug)]
 pub struct TapReceive {
     file: Arc<File>,
-    pool: Box<[u8]>,
+    pool: Pool,
     free: Vec<u32>,
+    oversized: Arc<AtomicU64>,
 }
 
-impl TapReceive {
-    fn new(file: Arc<File>) -> Self {
-        let pool = vec![0; BUFFER * BUFFERS as usize].into_boxed_slice();
-        Self { file, pool, free: (0..BUFFERS).collect() }
+/// Receive buffers. Never seen as a slice: frames that are on their way to the guest point into it.
+#[derive(Debug)]
+struct Pool(NonNull<u8>);
+
+// SAFETY: the allocation belongs to the pool alone and is freed with it, on whichever thread that is.
+unsafe impl Send for Pool {}
+
+/// One byte more than a frame may have, so that a longer one is noticed.
+const SLOT: usize = (BUFFER + 1).next_multiple_of(64);
+
+impl Pool {
+    fn layout() -> Option<Layout> {
+        Layout::from_size_align(SLOT * BUFFERS as usize, 64).ok()
+    }
+
+    fn new() -> Option<Self> {
+        // SAFETY: the layout has a size above 0.
+        NonNull::new(unsafe { std::alloc::alloc_zeroed(Self::layout()?) }).map(Self)
+    }
+
+    fn buffer(&self, number: u32) -> NonNull<u8> {
+        // SAFETY: numbers are below `BUFFERS` (they come from the free list), so this is inside the allocation.
+        unsafe { self.0.add(number as usize * SLOT) }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if let Some(layout) = Self::layout() {
+            // SAFETY: allocated with this layout.
+            unsafe { std::alloc::dealloc(self.0.as_ptr(), layout) };
+        }
     }
 }
 
 impl ReceiveQueue for TapReceive {
     fn receive(&mut self, burst: &mut Burst) {
         while burst.room() > 0 {
-            let Some(&buffer) = self.free.last() else { return };
-            let start = buffer as usize * BUFFER;
-            let room = &mut self.pool[start..start + BUFFER];
-            let len = match (&*self.file).read(room) {
-                Ok(len) if len > 0 => len,
-                _ => return,
-            };
-            let Some(start) = NonNull::new(room.as_mut_ptr()) else { return };
-            // SAFETY: the buffer is in `pool`, which lives as long as the queue, and is off the free list until
-            // `release`, so nothing else touches it meanwhile.
-            let segment = unsafe { Segment::new(start, len as u32) };
-            if burst.push(segment, Token(buffer)) {
+            let Some(&number) = self.free.last() else { return };
+            let buffer = self.pool.buffer(number);
+            // SAFETY: the buffer has `SLOT` bytes, is on the free list, and so nobody else has a pointer into it.
+            let len = unsafe { libc::read(self.file.as_raw_fd(), buffer.as_ptr().cast(), SLOT) };
+            if len <= 0 {
+                return;
+            }
+            if len as usize > BUFFER {
+                self.oversized.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            // SAFETY: the buffer is off the free list until `release`, and the pool lives as long as the queue.
+            let segment = unsafe { Segment::new(buffer, len as u32) };
+            if burst.push(segment, Token(number)) {
                 self.free.pop();
             }
         }

@@ -54,11 +54,6 @@ impl Claim {
     pub(super) fn space(&self) -> &Arc<AddressSpace> {
         &self.space
     }
-
-    /// Whether no other function of the space is open.
-    pub(super) fn is_alone(&self) -> bool {
-        lock(&self.space.claimed).len() == 1
-    }
 }
 
 impl Drop for Claim {

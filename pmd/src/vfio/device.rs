@@ -4,7 +4,6 @@ use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use vfio_bindings::bindings::vfio::{
@@ -42,7 +41,6 @@ pub struct Mappable {
 /// space. Closing it leaves it reset and without DMA.
 pub struct Function {
     address: Address,
-    node: PathBuf,
     /// Taken out in `drop` only.
     device: ManuallyDrop<VfioDevice>,
     /// Where the configuration space starts in the device file.
@@ -73,7 +71,6 @@ impl Function {
             .map_err(|cause| open_error(address, ready.group, &cause))?;
         let function = Self {
             address,
-            node,
             config: device.get_region_offset(VFIO_PCI_CONFIG_REGION_INDEX),
             removal: removal_notice(&device),
             device: ManuallyDrop::new(device),
@@ -143,13 +140,9 @@ impl Drop for Function {
         }
         // SAFETY: `device` is taken here only, and `self` is not used afterwards.
         let device = unsafe { ManuallyDrop::take(&mut self.device) };
-        // `VfioDevice`'s own drop takes the group out of the container: it panics where the function has left sysfs, and
-        // fails where another function of the group is open.
-        if self.claim.is_alone() && self.node.join("iommu_group").exists() {
-            drop(device);
-        } else {
-            close(device, self.claim.space().container());
-        }
+        // `VfioDevice`'s own drop takes the group out of the container, by a link in sysfs that it takes for granted.
+        // Closing the descriptor lets the kernel go on with a removal, and the link may be gone at any moment after that.
+        close(device, self.claim.space().container());
     }
 }
 

@@ -133,7 +133,9 @@ impl Connection {
             }
         }
         // Checked before the header is whole too: descriptors sent byte by byte must not use up the process's limit.
-        if received.flags.contains(ReturnFlags::CTRUNC) || self.descriptors.len() > MAX_DESCRIPTORS {
+        let header_is_whole = self.buffer.len() + received.bytes >= HEADER;
+        let too_many = !header_is_whole && self.descriptors.len() > super::message::MOST_DESCRIPTORS;
+        if received.flags.contains(ReturnFlags::CTRUNC) || too_many {
             return Err(io::Error::other("more descriptors than a message can carry").into());
         }
         self.buffer.extend_from_slice(&bytes[..received.bytes]);
@@ -147,6 +149,7 @@ impl Connection {
         while !rest.is_empty() {
             match rustix::net::send(&self.stream, rest, rustix::net::SendFlags::NOSIGNAL) {
                 Ok(n) => rest = &rest[n..],
+                Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
@@ -154,7 +157,10 @@ impl Connection {
                     }
                     let timeout = Timespec::try_from(left).ok();
                     let mut fds = [PollFd::new(&self.stream, PollFlags::OUT)];
-                    poll(&mut fds, timeout.as_ref()).map_err(io::Error::from)?;
+                    match poll(&mut fds, timeout.as_ref()) {
+                        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                        Err(error) => return Err(io::Error::from(error).into()),
+                    }
                 }
                 Err(error) => return Err(io::Error::from(error).into()),
             }

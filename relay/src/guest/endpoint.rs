@@ -63,6 +63,11 @@ impl Endpoint {
         self.relay
     }
 
+    /// Asks the endpoint to end, without waiting for it.
+    pub fn stop(&self) {
+        let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
+    }
+
     /// The socket's path.
     pub fn path(&self) -> &Path {
         &self.path
@@ -71,7 +76,7 @@ impl Endpoint {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
+        self.stop();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -88,7 +93,8 @@ struct Server {
     path: PathBuf,
     options: GuestOptions,
     stop: Arc<OwnedFd>,
-    guest: Option<(Connection, Session)>,
+    /// The session first: it ends, with its rings, before the front end sees that the connection is closed.
+    guest: Option<(Session, Connection)>,
 }
 
 impl Server {
@@ -100,7 +106,7 @@ impl Server {
                     PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
                     PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
                 ];
-                if let Some((connection, _)) = &self.guest {
+                if let Some((_, connection)) = &self.guest {
                     fds.push(PollFd::from_borrowed_fd(connection.fd(), PollFlags::IN));
                 }
                 let timeout = tick.as_ref().filter(|_| self.guest.is_some());
@@ -143,7 +149,7 @@ impl Server {
         let peer = connection.peer();
         let who = |peer: Option<i32>| peer.map_or("a process".to_owned(), |pid| format!("process {pid}"));
         match &self.guest {
-            Some((present, _)) => tracing::warn!(
+            Some((_, present)) => tracing::warn!(
                 "relay {id}: refused a second VM on {path} ({}): {} is connected",
                 who(peer),
                 who(present.peer())
@@ -151,20 +157,20 @@ impl Server {
             None => {
                 tracing::info!("relay {id}: VM connected on {path} ({})", who(peer));
                 let session = Session::new(Arc::clone(&self.relay), &self.options, peer);
-                self.guest = Some((connection, session));
+                self.guest = Some((session, connection));
             }
         }
     }
 
     /// Handles what the guest has sent, and ends the connection when there is a reason to.
     fn serve(&mut self) {
-        let Some((connection, session)) = &mut self.guest else { return };
+        let Some((session, connection)) = &mut self.guest else { return };
         let (id, path) = (self.relay.id(), self.path.display());
         match serve(connection, session) {
-            Ok(()) if session.memory_is_poisoned() => {
-                tracing::warn!("relay {id}: disconnected {path}: the VM took away memory that it had shared");
-            }
-            Ok(()) => return,
+            Ok(()) => match session.offence() {
+                Some(offence) => tracing::warn!("relay {id}: disconnected {path}: {offence}"),
+                None => return,
+            },
             Err(End::Left) => tracing::info!("relay {id}: VM disconnected from {path}"),
             Err(End::Fault(reason)) => tracing::warn!("relay {id}: disconnected {path}: {reason}"),
         }

@@ -23,6 +23,9 @@ use super::sigbus;
 /// Regions of one guest, at most. QEMU uses up to 512 slots, of which memory devices get 509.
 pub const MAX_REGIONS: usize = 509;
 
+/// Bytes of memory of one guest, at most: 1 TiB. With 64 relays at this limit half of the address space is left.
+pub const MAX_MEMORY: u64 = 1 << 40;
+
 /// Why a region was refused.
 #[derive(Debug, Error)]
 pub enum MemoryError {
@@ -43,6 +46,19 @@ pub enum MemoryError {
     /// More than [`MAX_REGIONS`].
     #[error("more than {MAX_REGIONS} memory regions")]
     TooMany,
+    /// More than [`MAX_MEMORY`].
+    #[error("more than {} GiB of memory", MAX_MEMORY >> 30)]
+    TooMuch,
+    /// Not made of whole pages of its file.
+    #[error(
+        "memory region at {gpa:#x} does not begin and end with pages of {page} bytes, which its file has"
+    )]
+    Pages {
+        /// Guest physical address.
+        gpa: u64,
+        /// Page size of the file in bytes.
+        page: u64,
+    },
     /// There is no region like that to remove.
     #[error("no memory region at {0:#x} of that size")]
     Unknown(u64),
@@ -101,9 +117,16 @@ impl Region {
         if offset + size > length {
             return Err(map_error(&format!("its file has {length} bytes only")));
         }
-        let kind = rustix::fs::fstatfs(&file).map_err(|cause| map_error(&cause))?.f_type;
-        if kind != libc::TMPFS_MAGIC && kind != libc::HUGETLBFS_MAGIC {
+        let system = rustix::fs::fstatfs(&file).map_err(|cause| map_error(&cause))?;
+        if system.f_type != libc::TMPFS_MAGIC && system.f_type != libc::HUGETLBFS_MAGIC {
             return Err(MemoryError::NotSharedMemory);
+        }
+        // Huge pages are mapped, replaced and unmapped as a whole or not at all. hugetlbfs reports their size here.
+        let page = system.f_bsize as u64;
+        if system.f_type == libc::HUGETLBFS_MAGIC
+            && (!size.is_multiple_of(page) || !offset.is_multiple_of(page))
+        {
+            return Err(MemoryError::Pages { gpa, page });
         }
         let fd = file.as_raw_fd();
         let region = MmapRegionBuilder::new(size as usize)
@@ -113,7 +136,11 @@ impl Region {
             .build()
             .map_err(|cause| map_error(&cause))?;
         tracing::trace!(fd, gpa, size, "guest memory region mapped");
-        let guard = sigbus::Guard::new(region.as_ptr() as usize, size as usize);
+        // A core dump of the daemon is no place for the memory of VMs.
+        // SAFETY: advice about a mapping that is ours, over its whole length; its contents stay as they are.
+        unsafe { libc::madvise(region.as_ptr().cast(), size as usize, libc::MADV_DONTDUMP) };
+        let guard =
+            sigbus::Guard::new(region.as_ptr() as usize, size as usize).ok_or(MemoryError::TooMany)?;
         Ok(Self { description, mapping: Arc::new(Mapping { guard, region }) })
     }
 
@@ -140,6 +167,10 @@ impl GuestMemory {
     pub fn with(&self, description: RegionDescription, file: File) -> Result<Self, MemoryError> {
         if self.regions.len() >= MAX_REGIONS {
             return Err(MemoryError::TooMany);
+        }
+        let total: u64 = self.regions.iter().map(|region| region.description.size).sum();
+        if total.checked_add(description.size).is_none_or(|total| total > MAX_MEMORY) {
+            return Err(MemoryError::TooMuch);
         }
         let region = Region::map(description, file)?;
         let end = |d: &RegionDescription| d.gpa + d.size;
@@ -322,6 +353,8 @@ pub(crate) mod tests {
         ));
         assert!(matches!(bad(RegionDescription { offset: 1, ..region(0, 0x800) }), MemoryError::Map { .. }));
         assert!(matches!(bad(region(0, 0x2000)), MemoryError::Map { .. }), "longer than its file");
+        assert!(matches!(bad(region(0, MAX_MEMORY + 1)), MemoryError::TooMuch));
+        assert!(matches!(two().with(region(1 << 30, MAX_MEMORY), memfd(1)), Err(MemoryError::TooMuch)));
         assert!(matches!(
             two().with(region(0x10_1000, 0x2000), memfd(0x2000)).unwrap_err(),
             MemoryError::Overlap(_)
@@ -331,6 +364,20 @@ pub(crate) mod tests {
             GuestMemory::map([(region(0, 0x1000), disk)]).unwrap_err(),
             MemoryError::NotSharedMemory
         ));
+    }
+
+    #[test]
+    fn regions_of_huge_pages_are_whole_ones() {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::HUGETLB;
+        // Making the file takes no huge page; a kernel without them has nothing to test.
+        let Ok(fd) = rustix::fs::memfd_create("guest", flags) else { return };
+        rustix::fs::ftruncate(&fd, 1 << 30).unwrap();
+        for (size, offset) in [(0x1000, 0), (1 << 30, 0x1000), ((1 << 21) + 0x1000, 0)] {
+            let description = RegionDescription { size, offset, ..region(0, 0) };
+            let file = File::from(fd.try_clone().unwrap());
+            let error = GuestMemory::map([(description, file)]).unwrap_err();
+            assert!(matches!(error, MemoryError::Pages { .. } | MemoryError::Map { .. }), "{error}");
+        }
     }
 
     #[test]

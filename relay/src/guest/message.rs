@@ -51,6 +51,9 @@ pub enum ProtocolError {
     },
 }
 
+/// Descriptors that any request may carry, at most: those of a memory table.
+pub const MOST_DESCRIPTORS: usize = 8;
+
 /// What the table says of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -72,7 +75,9 @@ pub fn shape(request: FrontendReq) -> Option<Shape> {
         }
         R::SET_OWNER | R::RESET_OWNER | R::RESET_DEVICE => exact(0, 0, false),
         R::SET_FEATURES | R::SET_PROTOCOL_FEATURES => exact(8, 0, false),
-        R::SET_MEM_TABLE => Some(Shape { payload: (8, 8 + 8 * 32), descriptors: 8, answers: false }),
+        R::SET_MEM_TABLE => {
+            Some(Shape { payload: (8, 8 + 8 * 32), descriptors: MOST_DESCRIPTORS, answers: false })
+        }
         R::ADD_MEM_REG => exact(40, 1, false),
         // Front ends may or may not send the region's descriptor along; it is not needed.
         R::REM_MEM_REG => exact(40, 1, false),

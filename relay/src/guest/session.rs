@@ -11,6 +11,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 use vhost::vhost_user::message::{
@@ -98,6 +99,8 @@ pub struct Session {
     features: Features,
     memory: Arc<GuestMemory>,
     rings: [RingState; QUEUES],
+    /// Whether a write to a call descriptor had to be ended, for each that was handed to a ring.
+    dead_calls: Vec<Arc<AtomicBool>>,
 }
 
 impl Session {
@@ -106,7 +109,8 @@ impl Session {
         relay.set_guest(Some(GuestStatus { peer, features: 0 }));
         let offered = Features::offered(options);
         let rings = std::array::from_fn(|_| RingState::default());
-        Self { relay, offered, features: Features::default(), memory: Arc::default(), rings }
+        let (features, memory, dead_calls) = (Features::default(), Arc::default(), Vec::new());
+        Self { relay, offered, features, memory, rings, dead_calls }
     }
 
     /// Obeys a message; returns the bytes to send back, if any. An error is the reason to end the connection.
@@ -131,9 +135,22 @@ impl Session {
         }
     }
 
-    /// Whether the guest took pages of its memory away under us.
-    pub fn memory_is_poisoned(&self) -> bool {
-        self.memory.is_poisoned()
+    /// What the guest did since that it must not do: a reason to end the session.
+    pub fn offence(&self) -> Option<&'static str> {
+        if self.memory.is_poisoned() {
+            return Some("the VM took away memory that it had shared");
+        }
+        let blocked = self.dead_calls.iter().any(|dead| dead.load(Ordering::Relaxed));
+        blocked.then_some("the VM made its interrupt descriptor block")
+    }
+
+    fn call(&mut self, fd: Option<&OwnedFd>) -> Result<Option<Call>, Refusal> {
+        let bad = |cause: std::io::Error| Refusal::Descriptor(format!("call descriptor: {cause}"));
+        let call = fd.map(|fd| Call::new(fd.try_clone()?)).transpose().map_err(bad)?;
+        // Front ends change it as often as they like; the rings keep those alive that are in use.
+        self.dead_calls.retain(|dead| Arc::strong_count(dead) > 1 || dead.load(Ordering::Relaxed));
+        self.dead_calls.extend(call.as_ref().map(Call::death));
+        Ok(call)
     }
 
     fn obey(&mut self, message: &mut Message) -> Result<Answer, Refusal> {
@@ -250,8 +267,7 @@ impl Session {
     }
 
     fn set_call(&mut self, index: usize, fd: Option<OwnedFd>) -> Result<(), Refusal> {
-        let bad = |cause: std::io::Error| Refusal::Descriptor(format!("call descriptor: {cause}"));
-        let call = fd.as_ref().map(|fd| Call::new(fd.try_clone()?)).transpose().map_err(bad)?;
+        let call = self.call(fd.as_ref())?;
         self.rings[index].call = fd;
         if self.rings[index].running {
             self.relay.with_ring(index, |ring| ring.set_call(call));
@@ -286,8 +302,10 @@ impl Session {
             return Ok(());
         }
         ring.config.indirect = features.indirect();
-        let bad = |cause: std::io::Error| Refusal::Descriptor(format!("call descriptor: {cause}"));
-        let call = ring.call.as_ref().map(|fd| Call::new(fd.try_clone()?)).transpose().map_err(bad)?;
+        let fd = ring.call.take();
+        let call = self.call(fd.as_ref())?;
+        let ring = &mut self.rings[index];
+        ring.call = fd;
         let split = SplitRing::new(&ring.config, &self.memory, call)
             .map_err(|cause| Refusal::Ring { index, cause })?;
         ring.running = true;

@@ -7,12 +7,15 @@
 //! The handler may only use what is async-signal-safe: atomics and the `mmap` system call.
 
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// Mappings that can be guarded at once: 64 guests with 64 regions each.
-const SLOTS: usize = 4096;
+/// Mappings that can be guarded at once: 64 guests with as many regions as each may have.
+const SLOTS: usize = 64 * super::memory::MAX_REGIONS;
 
+/// One guarded mapping. `version` is odd while the other fields change, so that the handler never pairs the address of
+/// one mapping with the length of another.
 struct Slot {
+    version: AtomicU64,
     start: AtomicUsize,
     len: AtomicUsize,
     taken: AtomicBool,
@@ -21,6 +24,7 @@ struct Slot {
 
 static TABLE: [Slot; SLOTS] = [const {
     Slot {
+        version: AtomicU64::new(0),
         start: AtomicUsize::new(0),
         len: AtomicUsize::new(0),
         taken: AtomicBool::new(false),
@@ -30,48 +34,54 @@ static TABLE: [Slot; SLOTS] = [const {
 
 static INSTALL: Once = Once::new();
 
+impl Slot {
+    /// Only for the owner of the slot.
+    fn set(&self, start: usize, len: usize) {
+        self.version.fetch_add(1, Ordering::SeqCst);
+        self.start.store(start, Ordering::SeqCst);
+        self.len.store(len, Ordering::SeqCst);
+        self.version.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Start and length of the mapping, if `address` is in it.
+    fn holds(&self, address: usize) -> Option<(usize, usize)> {
+        let before = self.version.load(Ordering::SeqCst);
+        let (start, len) = (self.start.load(Ordering::SeqCst), self.len.load(Ordering::SeqCst));
+        let whole = before.is_multiple_of(2) && self.version.load(Ordering::SeqCst) == before;
+        (whole && start != 0 && address.wrapping_sub(start) < len).then_some((start, len))
+    }
+}
+
 /// Guards one mapping for as long as it lives.
 #[derive(Debug)]
 pub(super) struct Guard {
-    slot: Option<usize>,
+    slot: usize,
 }
 
 impl Guard {
-    /// Guards `len` bytes at `start`. With all slots taken the mapping goes unguarded, which is logged.
-    pub(super) fn new(start: usize, len: usize) -> Self {
+    /// Guards `len` bytes at `start`; `None` when all slots are taken: such a mapping must not be used.
+    pub(super) fn new(start: usize, len: usize) -> Option<Self> {
         INSTALL.call_once(install);
         let free = |slot: &Slot| {
             slot.taken.compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         };
-        let slot = TABLE.iter().position(free);
-        match slot {
-            Some(slot) => {
-                let slot = &TABLE[slot];
-                slot.poisoned.store(false, Ordering::Relaxed);
-                slot.len.store(len, Ordering::Relaxed);
-                slot.start.store(start, Ordering::Release);
-            }
-            None => tracing::warn!(
-                "more than {SLOTS} guest memory regions: the newest one is not guarded against truncation"
-            ),
-        }
-        Self { slot }
+        let slot = TABLE.iter().position(free)?;
+        TABLE[slot].poisoned.store(false, Ordering::Relaxed);
+        TABLE[slot].set(start, len);
+        Some(Self { slot })
     }
 
     /// Whether a page of the mapping was missing when it was touched.
     pub(super) fn is_poisoned(&self) -> bool {
-        self.slot.is_some_and(|slot| TABLE[slot].poisoned.load(Ordering::Acquire))
+        TABLE[self.slot].poisoned.load(Ordering::Acquire)
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(slot) = self.slot {
-            let slot = &TABLE[slot];
-            slot.start.store(0, Ordering::Relaxed);
-            slot.len.store(0, Ordering::Release);
-            slot.taken.store(false, Ordering::Release);
-        }
+        let slot = &TABLE[self.slot];
+        slot.set(0, 0);
+        slot.taken.store(false, Ordering::Release);
     }
 }
 
@@ -90,14 +100,16 @@ fn install() {
 }
 
 extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    // SAFETY: with SA_SIGINFO the kernel passes a valid `siginfo_t`, which for SIGBUS carries an address.
+    // SAFETY: with SA_SIGINFO the kernel passes a valid `siginfo_t`.
+    let code = unsafe { (*info).si_code };
+    if code <= 0 {
+        // Sent by a process, not by a missing page.
+        return;
+    }
+    // SAFETY: as above; a SIGBUS of the kernel carries an address.
     let address = unsafe { (*info).si_addr() } as usize;
     for slot in &TABLE {
-        let start = slot.start.load(Ordering::Acquire);
-        let len = slot.len.load(Ordering::Acquire);
-        if start == 0 || address.wrapping_sub(start) >= len {
-            continue;
-        }
+        let Some((start, len)) = slot.holds(address) else { continue };
         // The whole mapping, not the page: huge pages cannot be replaced in part, and a guest that does this is gone.
         // SAFETY: `start..start+len` is a live guest mapping (its guard is), which nobody holds references into;
         // replacing its pages by zero pages only changes bytes that may change at any time anyway.
@@ -124,8 +136,24 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
 mod tests {
     use std::sync::Arc;
 
+    use super::Slot;
     use crate::guest::memory::tests::memfd;
     use crate::guest::memory::{GuestMemory, RegionDescription, Translator};
+
+    #[test]
+    fn a_slot_that_is_being_changed_holds_nothing() {
+        let slot = &super::TABLE[super::SLOTS - 1];
+        let holds = |slot: &Slot, address| slot.holds(address);
+        slot.set(0x1000, 0x2000);
+        assert_eq!(holds(slot, 0x2fff), Some((0x1000, 0x2000)));
+        assert_eq!(holds(slot, 0x3000), None);
+        assert_eq!(holds(slot, 0xfff), None);
+        slot.version.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(holds(slot, 0x2fff), None);
+        slot.version.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        slot.set(0, 0);
+        assert_eq!(holds(slot, 0), None);
+    }
 
     #[test]
     fn a_truncated_memory_file_poisons_its_guest_and_nobody_dies() {

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::OFlags;
 
@@ -10,8 +12,14 @@ use rustix::fs::OFlags;
 ///
 /// It comes from the front end and is therefore checked: only an eventfd that does not block is taken, since a worker
 /// writes to it.
+///
+/// Whether a write to it may block is a property that the front end shares and can change at any time. A write that
+/// blocks all the same is ended from outside (see [`crate::interrupt`]); the descriptor is dead then.
 #[derive(Debug)]
-pub struct Call(File);
+pub struct Call {
+    eventfd: File,
+    dead: Arc<AtomicBool>,
+}
 
 impl Call {
     /// Takes a descriptor that a front end sent.
@@ -19,13 +27,28 @@ impl Call {
         check_eventfd(&fd)?;
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
-        Ok(Self(File::from(fd)))
+        Ok(Self { eventfd: File::from(fd), dead: Arc::default() })
     }
 
-    /// Adds one to the eventfd. A counter at its limit means that the guest has not even looked yet, which is as good.
+    /// Adds one to the eventfd; returns whether that was done. A counter at its limit means that the guest has not even
+    /// looked yet, which is as good.
     #[inline]
-    pub fn notify(&self) {
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    pub fn notify(&self) -> bool {
+        if self.dead.load(Ordering::Relaxed) {
+            return false;
+        }
+        match rustix::io::write(&self.eventfd, &1u64.to_ne_bytes()) {
+            Err(rustix::io::Errno::INTR) => {
+                self.dead.store(true, Ordering::Relaxed);
+                false
+            }
+            _ => true,
+        }
+    }
+
+    /// Becomes true when the front end made a write block: a reason to end its session.
+    pub fn death(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.dead)
     }
 }
 
@@ -44,6 +67,29 @@ pub fn check_eventfd(fd: &impl AsFd) -> io::Result<()> {
 mod tests {
     use super::*;
     use rustix::event::{EventfdFlags, eventfd};
+
+    #[test]
+    fn a_write_that_the_guest_makes_block_is_ended_and_not_tried_again() {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let theirs = fd.try_clone().unwrap();
+        let call = Call::new(fd).unwrap();
+        let death = call.death();
+        rustix::io::write(&theirs, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        rustix::fs::fcntl_setfl(&theirs, OFlags::empty()).unwrap();
+        let (send, receive) = std::sync::mpsc::channel();
+        let worker = std::thread::spawn(move || {
+            send.send(crate::interrupt::Interrupter::of_this_thread()).unwrap();
+            (call.notify(), call.notify())
+        });
+        let interrupter = receive.recv().unwrap();
+        let start = std::time::Instant::now();
+        while !death.load(Ordering::Relaxed) {
+            assert!(start.elapsed() < std::time::Duration::from_secs(10), "the write still blocks");
+            interrupter.interrupt();
+            std::thread::yield_now();
+        }
+        assert_eq!(worker.join().unwrap(), (false, false));
+    }
 
     #[test]
     fn a_full_eventfd_does_not_block_and_a_pipe_is_refused() {

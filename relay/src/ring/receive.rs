@@ -47,6 +47,7 @@ impl ReceiveRing {
     /// Copies frames into the guest, in order, until one finds no room; returns how many it is done with (delivered or
     /// dropped with a reason).
     pub fn deliver(&mut self, frames: Frames<'_>, counters: &DirectionCounters) -> usize {
+        self.ring.begin_burst();
         let wanted = frames.len() as u16;
         match self.ring.available(wanted) {
             Ok(waiting) => {
@@ -61,6 +62,10 @@ impl ReceiveRing {
         }
         let (mut done, mut delivered, mut bytes) = (0, 0, 0);
         for (frame, segments) in frames.iter() {
+            // After one frame at least: what waits must get on.
+            if done > 0 && self.ring.is_exhausted() {
+                break;
+            }
             match self.deliver_one(frame.len(), segments) {
                 Outcome::Delivered => {
                     delivered += 1;

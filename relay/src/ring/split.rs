@@ -30,6 +30,9 @@ pub const MAX_SIZE: u16 = 32768;
 /// Smallest ring that is of use.
 pub const MIN_SIZE: u16 = 2;
 
+/// Descriptors that one burst looks at before the next lane has its turn: twice what a burst of full chains needs.
+const BURST_DESCRIPTORS: u32 = 2 * BURST_SEGMENTS as u32;
+
 /// `VIRTQ_USED_F_NO_NOTIFY`: the device polls, the driver need not kick (2.7.10).
 const USED_NO_NOTIFY: u16 = 1;
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver polls, the device need not interrupt (2.7.7).
@@ -94,6 +97,8 @@ pub struct SplitRing {
     next_used: u16,
     /// `used.idx` as the driver sees it.
     published: u16,
+    /// Descriptors looked at since [`SplitRing::begin_burst`].
+    visited: u32,
     memory: Translator,
     call: Option<Call>,
 }
@@ -140,6 +145,7 @@ impl SplitRing {
             seen_avail: config.next_available,
             next_used: 0,
             published: 0,
+            visited: 0,
             memory: Translator::new(Arc::clone(memory)),
             call,
         };
@@ -200,6 +206,19 @@ impl SplitRing {
         Ok(waiting)
     }
 
+    /// Begins a burst: from here on the descriptors looked at are counted.
+    #[inline]
+    pub fn begin_burst(&mut self) {
+        self.visited = 0;
+    }
+
+    /// Whether so many descriptors were looked at in this burst that others must have their turn: a guest that writes
+    /// long chains for nothing costs its neighbours no more than one with full bursts does.
+    #[inline]
+    pub fn is_exhausted(&self) -> bool {
+        self.visited >= BURST_DESCRIPTORS
+    }
+
     /// The head of the chain `ahead` slots after the first that waits; only for `ahead` below what
     /// [`available`](Self::available) returned.
     #[inline]
@@ -240,7 +259,9 @@ impl SplitRing {
         mut visit: impl FnMut(Segment) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
         let mut index = head;
-        for _ in 0..self.size {
+        // No longer than the ring (2.7.5), nor than what can be handled together.
+        for _ in 0..self.size.min(BURST_SEGMENTS as u16) {
+            self.visited = self.visited.saturating_add(1);
             if index >= self.size {
                 return Err(DropReason::BadDescriptorIndex.into());
             }
@@ -273,6 +294,7 @@ impl SplitRing {
         // The specification keeps a chain within the ring's size (2.7.5.3.1); drivers with small rings do not, and
         // peers serve them. What fits into a burst is served here.
         for _ in 0..entries.min(BURST_SEGMENTS) {
+            self.visited = self.visited.saturating_add(1);
             let address =
                 table.addr.checked_add((index * DESCRIPTOR_SIZE) as u64).ok_or(DropReason::BadAddress)?;
             let descriptor = self.indirect_descriptor(address)?;
@@ -350,14 +372,19 @@ impl SplitRing {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
+    /// Lets the driver see all completed chains, without interrupting it: for a ring that is being stopped.
+    pub fn publish_quietly(&mut self) {
+        self.published = self.next_used;
+        self.used_index().store(self.next_used.to_le(), Ordering::Release);
+    }
+
     /// Lets the driver see all completed chains and interrupts it if it wants that; returns whether it was.
     #[inline]
     pub fn publish(&mut self) -> bool {
         if self.published == self.next_used {
             return false;
         }
-        self.published = self.next_used;
-        self.used_index().store(self.next_used.to_le(), Ordering::Release);
+        self.publish_quietly();
         let Some(call) = &self.call else { return false };
         // The driver sets its flag, then looks at used.idx again; we store used.idx, then look at the flag. Without the
         // fence both could miss the other.
@@ -367,8 +394,7 @@ impl SplitRing {
         if flags & AVAIL_NO_INTERRUPT != 0 {
             return false;
         }
-        call.notify();
-        true
+        call.notify()
     }
 
     #[inline]

@@ -411,3 +411,46 @@ fn polling_drivers_are_not_interrupted() {
     assert!(rustix::io::read(&call, &mut count).is_err());
     assert_eq!(guest.counters.interrupts.get(), 1);
 }
+
+#[test]
+fn long_chains_for_nothing_cost_a_bounded_number_of_looks() {
+    // All receive chains are one long walk over empty buffers with a byte at its end.
+    let mut ram = GuestRam::new(GPA, 4 << 20).unwrap();
+    let size = 4096;
+    let mut driver = DriverRing::new(&mut ram, size).unwrap();
+    for index in 0..size {
+        let last = index + 1 == size;
+        let flags = WRITE | if last { 0 } else { NEXT };
+        driver.set(&ram, index, Descriptor { addr: GPA, len: u32::from(last), flags, next: index + 1 });
+        driver.push(&ram, size - 500);
+    }
+    driver.publish(&ram);
+    let region = RegionDescription { gpa: GPA, size: 4 << 20, user: ram.user(), offset: 0 };
+    let memory = Arc::new(GuestMemory::map([(region, ram.file().try_clone().unwrap())]).unwrap());
+    let config = RingConfig {
+        size,
+        descriptors: ram.user_of(driver.descriptors),
+        available: ram.user_of(driver.available),
+        used: ram.user_of(driver.used),
+        next_available: 0,
+        indirect: true,
+    };
+    let counters = DirectionCounters::default();
+    let mut bytes = vec![0; 1500];
+    let mut burst = Burst::new();
+    for number in 0..32 {
+        // SAFETY: the test keeps `bytes` alive and untouched while the burst is used.
+        let segment = unsafe { Segment::new(NonNull::new(bytes.as_mut_ptr()).unwrap(), bytes.len() as u32) };
+        assert!(burst.push(segment, Token(number)));
+    }
+    let mut ring = ReceiveRing::new(SplitRing::new(&config, &memory, None).unwrap(), 12, true);
+    assert_eq!(
+        ring.deliver(burst.frames(), &counters),
+        3,
+        "500 looks a frame, and no more than about 1024 a burst"
+    );
+    let mut ring = TransmitRing::new(SplitRing::new(&config, &memory, None).unwrap(), 12);
+    let mut burst = Burst::new();
+    ring.receive(&mut burst, &counters);
+    assert!(ring.ring().next_available() < 2000, "wrong direction is seen at once");
+}

@@ -32,7 +32,8 @@ impl TransmitRing {
     /// Adds waiting frames to `burst`, as many as fit. A malformed chain is completed unused and counted.
     ///
     /// Such a chain is only dealt with at the head of the burst: what follows a frame can still be put back.
-    pub fn receive(&mut self, burst: &mut Burst, counters: &DirectionCounters) {
+    pub(crate) fn receive(&mut self, burst: &mut Burst, counters: &DirectionCounters) {
+        self.ring.begin_burst();
         let room = burst.room() as u16;
         let Ok(waiting) = self.ring.available(room) else {
             counters.bad_available_index.add(1);
@@ -43,7 +44,7 @@ impl TransmitRing {
             self.ring.prefetch(self.ring.head(ahead));
         }
         for _ in 0..waiting {
-            if burst.room() == 0 {
+            if burst.room() == 0 || self.ring.is_exhausted() {
                 return;
             }
             let head = self.ring.head(0);
