@@ -74,7 +74,8 @@ pub enum DeviceEvent {
     },
     /// The device's own address is now another.
     MacChanged(MacAddress),
-    /// Something that the operator should know once: a refused promiscuous mode, a slow mapping.
+    /// Something that the operator should know once (a refused promiscuous mode, a slow mapping): a sentence that names
+    /// the device.
     Notice(String),
 }
 

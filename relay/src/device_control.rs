@@ -178,7 +178,7 @@ impl Control {
                     tracing::info!("relay {relay}: {name} has address {mac} now");
                     self.publish_identity();
                 }
-                DeviceEvent::Notice(notice) => tracing::warn!("relay {relay}: {name}: {notice}"),
+                DeviceEvent::Notice(notice) => tracing::warn!("relay {relay}: {notice}"),
             }
         }
         self.check_guest_address();

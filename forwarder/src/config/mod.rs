@@ -6,9 +6,9 @@
 //!   defaults file ──┘        (raw text with its place)
 //! ```
 
-mod cpus;
 mod defaults_file;
 mod layer;
+mod machine;
 mod options;
 mod shell;
 mod sockets;
@@ -24,9 +24,9 @@ use control::server::ServerConfig;
 use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 
-pub use cpus::Machine;
 use layer::Layer;
 pub use layer::Notice;
+pub use machine::Machine;
 pub use options::{Command, CommandLine, Options};
 pub use sockets::SocketPattern;
 use validate::Validator;

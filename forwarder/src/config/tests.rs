@@ -12,7 +12,12 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let machine = Machine { online: (0..8).collect(), allowed: (0..8).collect() };
+        let machine = Machine {
+            online: (0..8).collect(),
+            allowed: (0..8).collect(),
+            vm_user: Some(64055),
+            vm_group: Some(108),
+        };
         Self { directory: tempfile::tempdir().unwrap(), machine }
     }
 
@@ -48,7 +53,7 @@ fn without_any_word_there_is_a_configuration() {
     assert_eq!(config.cpus, [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(config.relays, 64);
     assert_eq!(config.sockets.path(3), Path::new("/tmp/virtio-forwarder/virtio-forwarder3.sock"));
-    assert_eq!((config.sockets.owner, config.sockets.group), (None, None));
+    assert_eq!((config.sockets.owner, config.sockets.group), (Some(64055), Some(108)), "libvirt's accounts");
     assert!(!config.sockets.client && !config.sockets.dynamic);
     assert_eq!(config.guest, GuestOffer::default());
     assert_eq!((config.devices, config.pins), (vec![], Pins::new()));

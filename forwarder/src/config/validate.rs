@@ -7,8 +7,8 @@ use control::api::{DEFAULT_SOCKET, DeviceSpec, PciAddress};
 use control::server::ServerConfig;
 use nix::unistd::{Group, User};
 
-use super::cpus::{self, Machine};
 use super::layer::{Layer, List, Notice, Sourced, Switch, Text};
+use super::machine::{self, Machine};
 use super::sockets::SocketPattern;
 use super::{Config, DEFAULT_VHOST_PATH, GuestOffer, InitialDevice, LogLevel, Sockets};
 use crate::placement::Pins;
@@ -104,8 +104,8 @@ impl Validator<'_> {
         Sockets {
             directory,
             pattern,
-            owner: self.text(owner, None, user),
-            group: self.text(group_name, None, group),
+            owner: self.text(owner, self.machine.vm_user, user),
+            group: self.text(group_name, self.machine.vm_group, group),
             client: on(&client),
             dynamic: on(&dynamic),
         }
@@ -264,7 +264,7 @@ fn pin(text: &str, relays: u32, workers: &[usize]) -> Result<(u32, (usize, usize
         if workers.contains(&cpu) {
             return Ok(cpu);
         }
-        let all = cpus::list(&workers.iter().copied().collect());
+        let all = machine::list(&workers.iter().copied().collect());
         Err(format!("'{text}' in '{id}:{rest}' is no worker CPU; those are {all} (--cpus)"))
     };
     let (first, second) = rest.split_once(',').unwrap_or((rest, rest));

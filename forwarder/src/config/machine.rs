@@ -1,8 +1,9 @@
-//! CPUs: those of the machine, and those that are asked for.
+//! What the machine has: CPUs, and the accounts of libvirt's VMs. And the CPUs that are asked for.
 
 use std::collections::BTreeSet;
 use std::fs;
 
+use nix::unistd::{Group, User};
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 /// The CPUs that there are.
@@ -12,7 +13,15 @@ pub struct Machine {
     pub online: BTreeSet<usize>,
     /// Those that this process may use.
     pub allowed: BTreeSet<usize>,
+    /// The user that libvirt's VMs run as, if there is one and this process may give it files.
+    pub vm_user: Option<u32>,
+    /// The group likewise.
+    pub vm_group: Option<u32>,
 }
+
+/// Accounts of libvirt's VMs on Debian and Ubuntu; the C daemon gave its sockets to these, too.
+const VM_USER: &str = "libvirt-qemu";
+const VM_GROUP: &str = "kvm";
 
 impl Machine {
     /// This machine.
@@ -24,7 +33,11 @@ impl Machine {
         };
         let online = fs::read_to_string("/sys/devices/system/cpu/online").ok();
         let online = online.and_then(|list| parse(list.trim()).ok()).unwrap_or_else(|| allowed.clone());
-        Self { online, allowed }
+        let root = rustix::process::geteuid().is_root();
+        let vm_user = User::from_name(VM_USER).ok().flatten().filter(|_| root).map(|user| user.uid.as_raw());
+        let vm_group =
+            Group::from_name(VM_GROUP).ok().flatten().filter(|_| root).map(|group| group.gid.as_raw());
+        Self { online, allowed, vm_user, vm_group }
     }
 
     /// Worker CPUs when nobody says which: all but the first, which is left to everything else; a machine with one CPU
@@ -105,7 +118,12 @@ mod tests {
     use super::*;
 
     fn machine() -> Machine {
-        Machine { online: (0..8).collect(), allowed: (0..4).collect() }
+        Machine {
+            online: (0..8).collect(),
+            allowed: (0..4).collect(),
+            vm_user: Some(64055),
+            vm_group: Some(108),
+        }
     }
 
     #[test]
@@ -132,7 +150,8 @@ mod tests {
     #[test]
     fn the_first_cpu_is_left_to_others_unless_it_is_the_only_one() {
         assert_eq!(list(&machine().default_workers()), "1-3");
-        let one = Machine { online: [0, 1].into(), allowed: [1].into() };
+        let one =
+            Machine { online: [0, 1].into(), allowed: [1].into(), vm_user: Some(64055), vm_group: Some(108) };
         assert_eq!(list(&one.default_workers()), "1");
         assert!(!Machine::this().allowed.is_empty());
     }
