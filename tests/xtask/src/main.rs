@@ -74,9 +74,9 @@ fn main() -> ExitCode {
         Task::Setup => sets::setup(&Context::new(None)).map(|()| true),
         Task::Test { list: true, scenario, .. } => sets::list(&Context::new(scenario)).map(|()| true),
         Task::Test { only, scenario, .. } => {
-            select(&only).and_then(|sets| run(&Context::new(scenario), &sets))
+            select(&only).and_then(|sets| run(&Context::new(scenario), sets))
         }
-        Task::Nightly { scenario } => run(&Context::new(scenario), &NIGHTLY.iter().collect::<Vec<_>>()),
+        Task::Nightly { scenario } => run(&Context::new(scenario), NIGHTLY.iter().collect()),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -100,8 +100,8 @@ fn select(only: &[String]) -> anyhow::Result<Vec<&'static Set>> {
 }
 
 /// Runs the sets, prints the table; whether all is well.
-fn run(context: &Context, sets: &[&Set]) -> anyhow::Result<bool> {
-    sets::check_selection(context, sets)?;
+fn run(context: &Context, sets: Vec<&Set>) -> anyhow::Result<bool> {
+    let sets = sets::with_something_to_run(context, sets)?;
     sets::setup(context)?;
     let mut results = Vec::new();
     if !sets.iter().any(|set| set.builds) {
