@@ -1,10 +1,10 @@
 # shellcheck shell=bash disable=SC2034,SC2119 source-path=SCRIPTDIR
-# For jobs about the VF drivers alone, without a relay: the example program `vf_responder` opens VFs and answers pings on
+# For jobs about the VF drivers alone, without a relay: the program `vf_responder` opens VFs and answers pings on
 # 10.0.0.9 and fd00::9, while the kernel's igbvf sends them from the interface vf1.
 . tests/lib/check.sh
 . "${LAB_LIB:-tests/lab}/vfs.sh"
 
-RESPONDER=${TARGET:?the folder of the built binaries is not set}/examples/vf_responder
+RESPONDER=${TARGET:?the folder of the built binaries is not set}/vf_responder
 STOP=/tmp/responder.stop
 PEER=10.0.0.9
 
