@@ -36,7 +36,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let beats = workers.iter().map(|worker| (worker.handle().cpu, Arc::clone(worker.heartbeat())));
     let _watchdog = Watchdog::start(Watch::new(beats, Instant::now()), tell_systemd)
         .context("cannot start the watchdog")?;
-    let server = Server::bind(&config.control).context("no control socket")?;
+    let server = Server::bind(&config.control)?;
     let relays = make_relays(config, &workers)?;
     let endpoints = if config.sockets.dynamic { Vec::new() } else { serve(config, &relays)? };
     let forwarder = Arc::new(Forwarder::new(relays, endpoints, VfOptions::default()));
