@@ -77,12 +77,13 @@ pub enum ClientError {
         /// What is wrong with the reply.
         cause: String,
     },
-    /// The daemon closed the connection before it had the request: it has far too many connections.
+    /// The connection was closed without an answer.
     #[error(
-        "the daemon on the control socket '{}' has too many connections and closed this one; try again",
+        "what listens on the control socket '{}' closed the connection without an answer; if it is the daemon \
+         ('systemctl status virtio-forwarder'), try again, and if not, name the daemon's socket with --control-socket",
         socket.display()
     )]
-    Busy {
+    Closed {
         /// The control socket.
         socket: PathBuf,
     },
@@ -94,11 +95,7 @@ pub enum ClientError {
 impl ClientError {
     /// Whether the daemon had no time, and has done nothing.
     fn is_momentary(&self) -> bool {
-        match self {
-            Self::Busy { .. } => true,
-            Self::Problem(problem) => problem.code == ProblemCode::Unavailable,
-            _ => false,
-        }
+        matches!(self, Self::Problem(problem) if problem.code == ProblemCode::Unavailable)
     }
 }
 
@@ -208,10 +205,7 @@ impl Client {
             .header("content-type", "application/json")
             .body(Full::new(body))
             .map_err(|error| self.broken(&error))?;
-        let response = sender.send_request(request).await.map_err(|error| match never_read(&error) {
-            true => ClientError::Busy { socket: self.socket.clone() },
-            false => self.broken(&error),
-        })?;
+        let response = sender.send_request(request).await.map_err(|error| self.no_response(&error))?;
         let status = response.status();
         let body = response.into_body().collect().await.map_err(|error| self.broken(&error))?.to_bytes();
         connection.abort();
@@ -226,6 +220,16 @@ impl Client {
             }
             io::ErrorKind::PermissionDenied => ClientError::NoPermission { socket },
             _ => self.broken(&source),
+        }
+    }
+
+    fn no_response(&self, error: &hyper::Error) -> ClientError {
+        if error.is_parse() {
+            self.foreign(&"its reply is not HTTP")
+        } else if is_closed(error) {
+            ClientError::Closed { socket: self.socket.clone() }
+        } else {
+            self.broken(error)
         }
     }
 
@@ -255,10 +259,11 @@ async fn connect(socket: &Path) -> io::Result<UnixStream> {
     }
 }
 
-/// Whether the daemon closed the connection before it had read anything: a request of ours is one short message, which
-/// is read whole or not at all.
-fn never_read(error: &hyper::Error) -> bool {
+/// Whether the other side closed the connection before it had answered.
+fn is_closed(error: &hyper::Error) -> bool {
     let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
-    let refused = cause.map(io::Error::kind);
-    error.is_canceled() || matches!(refused, Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset))
+    let closed = cause.map(io::Error::kind);
+    error.is_canceled()
+        || error.is_incomplete_message()
+        || matches!(closed, Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset))
 }

@@ -19,8 +19,8 @@ pub trait Daemon: Send + Sync + 'static {
     /// Takes the device of relay `id` away.
     fn remove_device(&self, id: u32, request: &RemoveDevice) -> Result<(), Problem>;
 
-    /// Statistics of the relays in `ids`, or of all if it is empty; those that do not exist are left out, and those
-    /// that are not active unless `include_inactive`.
+    /// Statistics of the relays in `ids`, or of all if it is empty; those that do not exist are left out (the
+    /// server asks for each with [`Daemon::relay`] before), and those that are not active unless `include_inactive`.
     fn statistics(&self, ids: &[u32], include_inactive: bool) -> Result<Vec<RelayStatistics>, Problem>;
 
     /// Name and version.

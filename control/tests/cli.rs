@@ -53,6 +53,10 @@ fn wrong_usage_exits_with_2() {
         assert_eq!((said.code, said.stdout.as_str()), (2, ""), "{line}: {said:?}");
         assert!(!said.stderr.is_empty(), "{line}");
     }
+    let said = house.port_control("add --virtio-id one --device null");
+    assert!(said.stderr.contains("as in --virtio-id 1"), "{}", said.stderr);
+    let said = house.port_control("stats --delay 20000");
+    assert!(said.code == 2 && said.stderr.contains("0..=10000"), "{}", said.stderr);
     let said = house.port_control("--version");
     assert_eq!((said.code, said.stdout), (0, format!("port_control {}\n", env!("CARGO_PKG_VERSION"))));
 }
@@ -92,7 +96,15 @@ fn tables_are_for_people() {
     let stats = house.port_control("stats --include-inactive --delay 0").stdout;
     assert_eq!(stats, include_str!("golden/stats.txt"));
     let stats = house.port_control("stats --virtio-id 1").stdout;
-    assert_eq!(stats, "no active relay; --include-inactive shows the others\n");
+    assert_eq!(stats, "relay 1 is idle; --include-inactive shows it all the same\n");
+    let stats = house.port_control("stats --virtio-id 0 --virtio-id 1").stdout;
+    assert!(
+        stats.contains("vf_to_vm")
+            && stats.ends_with("relay 1 is idle; --include-inactive shows it all the same\n")
+    );
+    let said = house.port_control("stats --virtio-id 77");
+    assert_eq!((said.code, said.stdout.as_str()), (1, "status: ERROR\n"));
+    assert!(said.stderr.starts_with("error (relay_not_found): there is no relay 77"), "{}", said.stderr);
 }
 
 #[test]

@@ -168,7 +168,7 @@ impl control::Daemon for Forwarder {
             Err(error) => match error {
                 RemoveError::Nothing(_) => (ProblemCode::NoDevice, error),
                 RemoveError::Another { .. } => (ProblemCode::DeviceMismatch, error),
-                RemoveError::Busy { .. } => (ProblemCode::ReleaseTimeout, error),
+                RemoveError::Busy { .. } => (ProblemCode::DeviceBusy, error),
             },
         };
         Err(Problem::new(code.0, code.1.to_string()))

@@ -9,6 +9,9 @@ use clap::Parser;
 use forwarder::config::{Command, CommandLine, Config, Locations, LogLevel, Machine};
 use tracing_subscriber::EnvFilter;
 
+/// `EX_CONFIG` of `sysexits.h`: to start again does not help.
+const CONFIGURATION: u8 = 78;
+
 fn main() -> ExitCode {
     let command_line = CommandLine::parse();
     let result = match &command_line.command {
@@ -30,7 +33,18 @@ fn demo(time: Duration) -> anyhow::Result<ExitCode> {
 }
 
 fn serve(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
-    let (config, notices) = Config::load(&command_line.options, &Locations::default(), &Machine::this())?;
+    let loaded = Config::load(&command_line.options, &Locations::default(), &Machine::this());
+    let (config, notices) = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            // There is no log yet.
+            for notice in &error.notices {
+                eprintln!("virtio-forwarder: {notice}");
+            }
+            eprintln!("virtio-forwarder: {error}");
+            return Ok(ExitCode::from(CONFIGURATION));
+        }
+    };
     open_log(config.log_level);
     for notice in notices {
         notice.log();

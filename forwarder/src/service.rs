@@ -36,7 +36,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         config.cpus.iter().map(|cpu| Worker::start(*cpu, config.idle)).collect::<Result<Vec<_>, _>>()?;
     let _watchdog = Watchdog::start(Watch::new(&workers, Instant::now()), tell_systemd)
         .context("cannot start the watchdog")?;
-    let server = Server::bind(&config.control).context("no control socket")?;
+    let server = Server::bind(&config.control)?;
     let relays = make_relays(config, &workers)?;
     let endpoints = if config.sockets.dynamic { Vec::new() } else { serve(config, &relays)? };
     let forwarder = Arc::new(Forwarder::new(relays, endpoints, VfOptions::default()));

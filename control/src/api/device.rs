@@ -9,6 +9,10 @@ use thiserror::Error;
 use utoipa::ToSchema;
 
 use super::pci::{PciAddress, PciAddressError};
+use super::shown::{breaks_lines, shown};
+
+/// Bytes of a device's name; as many as the kernel takes of a path.
+const LONGEST: usize = 4096;
 
 /// A device as it is asked for: a VF by its PCI address, or a software device by kind and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -34,11 +38,14 @@ pub enum DeviceSpec {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DeviceSpecError {
     /// Neither a PCI address nor a known kind.
-    #[error(
-        "'{0}' names no device; write a PCI address (0000:02:08.0), loopback, null, tap:IFNAME, packet:IFNAME, \
-         pcap:FILE or vhost-user:SOCKET"
-    )]
+    #[error("'{0}' names no device; write a PCI address (0000:02:08.0), loopback, null or tap:IFNAME")]
     UnknownKind(String),
+    /// More than any name needs.
+    #[error("the name of the device is too long: {0} bytes, and {LONGEST} are taken")]
+    TooLong(usize),
+    /// It could forge lines of a log.
+    #[error("'{0}' has a control character, which no device's name may have")]
+    ControlCharacter(String),
     /// The kernel takes names of 1 to 15 bytes without `/` and white space.
     #[error(
         "'{0}' cannot be the name of a network interface (1 to 15 characters, no '/', ':' or white space)"
@@ -56,8 +63,14 @@ impl FromStr for DeviceSpec {
     type Err = DeviceSpecError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.len() > LONGEST {
+            return Err(DeviceSpecError::TooLong(text.len()));
+        }
+        if text.contains(breaks_lines) {
+            return Err(DeviceSpecError::ControlCharacter(shown(text)));
+        }
         let path = |name: &str| match name {
-            "" => Err(DeviceSpecError::NoPath(text.to_owned())),
+            "" => Err(DeviceSpecError::NoPath(shown(text))),
             name => Ok(PathBuf::from(name)),
         };
         match text.split_once(':') {
@@ -68,7 +81,7 @@ impl FromStr for DeviceSpec {
             Some(("pcap", name)) => Ok(Self::Pcap(path(name)?)),
             Some(("vhost-user", name)) => Ok(Self::VhostUser(path(name)?)),
             Some((first, _)) if first.bytes().all(|b| b.is_ascii_hexdigit()) => Ok(Self::Vf(text.parse()?)),
-            _ => Err(DeviceSpecError::UnknownKind(text.to_owned())),
+            _ => Err(DeviceSpecError::UnknownKind(shown(text))),
         }
     }
 }
@@ -79,7 +92,7 @@ fn interface_name(name: &str) -> Result<String, DeviceSpecError> {
         && name != "."
         && name != ".."
         && !name.contains(|c: char| c == '/' || c == ':' || c == '\0' || c.is_whitespace());
-    if legal { Ok(name.to_owned()) } else { Err(DeviceSpecError::InterfaceName(name.to_owned())) }
+    if legal { Ok(name.to_owned()) } else { Err(DeviceSpecError::InterfaceName(shown(name))) }
 }
 
 impl fmt::Display for DeviceSpec {
@@ -132,7 +145,7 @@ pub struct RemoveDevice {
 
 /// Which device of a relay is meant. Give `device` or `pci_addr`, not both; to remove, both may be left out.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with 'device' or 'pci_addr'")]
 pub(crate) struct DeviceRequest {
     /// A device by name: `loopback`, `null`, `tap:IFNAME`, … or a PCI address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -224,6 +237,21 @@ mod tests {
         for bad in ["", "tap", "tap:", "tap:a/b", "tap:sixteen-letters-", "pcap:", "eth0", "02:40.0", "xyz:1"]
         {
             assert!(bad.parse::<DeviceSpec>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_that_forge_log_lines_or_fill_the_log_are_refused() {
+        for bad in ["tap:a\nb", "pcap:/tmp/x\r\nroot: OK", "vhost-user:/tmp/\u{1b}[2J", "pcap:\u{85}", "\0"] {
+            let error = bad.parse::<DeviceSpec>().unwrap_err();
+            assert!(matches!(error, DeviceSpecError::ControlCharacter(_)), "{error}");
+            assert!(!error.to_string().contains(breaks_lines), "{error}");
+        }
+        let long = |prefix: &str, length| format!("{prefix}{}", "x".repeat(length - prefix.len()));
+        assert!(long("pcap:/", 4096).parse::<DeviceSpec>().is_ok());
+        assert_eq!(long("pcap:/", 4097).parse::<DeviceSpec>(), Err(DeviceSpecError::TooLong(4097)));
+        for bad in [long("", 4096), long("tap:", 4096), long("1:", 4096), long("pcap:", 9999)] {
+            assert!(bad.parse::<DeviceSpec>().unwrap_err().to_string().len() < 200);
         }
     }
 

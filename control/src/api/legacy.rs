@@ -37,7 +37,7 @@ fn add(code: ProblemCode) -> Option<i32> {
     match code {
         ProblemCode::RelayNotFound => Some(1),
         ProblemCode::DeviceNotFound | ProblemCode::DeviceNotReady | ProblemCode::DeviceUnsupported => Some(2),
-        ProblemCode::DeviceInUse | ProblemCode::DeviceFailed => Some(4),
+        ProblemCode::DeviceInUse | ProblemCode::DeviceFailed | ProblemCode::DeviceBusy => Some(4),
         ProblemCode::RelayOccupied => Some(8),
         ProblemCode::OutOfMemory => Some(-1),
         _ => None,
@@ -50,7 +50,7 @@ fn remove(code: ProblemCode) -> Option<i32> {
         ProblemCode::DeviceFailed => Some(2),
         ProblemCode::DeviceMismatch => Some(3),
         ProblemCode::NoDevice => Some(4),
-        ProblemCode::ReleaseTimeout => Some(5),
+        ProblemCode::ReleaseTimeout | ProblemCode::DeviceBusy => Some(5),
         _ => None,
     }
 }

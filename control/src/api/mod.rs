@@ -7,6 +7,7 @@ mod legacy;
 mod pci;
 mod problem;
 mod relay;
+mod shown;
 mod statistics;
 
 pub(crate) use device::DeviceRequest;
@@ -15,6 +16,7 @@ pub use legacy::{LegacyError, Operation};
 pub use pci::{PciAddress, PciAddressError};
 pub use problem::{Problem, ProblemCode, ProblemDocument};
 pub use relay::{Cpus, Device, DeviceState, Guest, GuestState, Link, Relay, Version};
+pub(crate) use shown::{shortened, shown};
 pub use statistics::{Counters, DeviceStatistics, DirectionStatistics, Rates, RelayStatistics, drops};
 
 /// Where the daemon listens unless it is told otherwise.

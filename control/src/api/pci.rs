@@ -6,6 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::shown::shown;
+
 /// The address of a PCI function: `0000:02:08.0`, or `02:08.0` in domain 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -29,7 +31,7 @@ impl FromStr for PciAddress {
     type Err = PciAddressError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        parse(text).ok_or_else(|| PciAddressError(text.to_owned()))
+        parse(text).ok_or_else(|| PciAddressError(shown(text)))
     }
 }
 

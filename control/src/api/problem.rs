@@ -58,6 +58,8 @@ problem_codes! {
     NoDevice = 409 "The relay has no device",
     /// The device was not released in time.
     ReleaseTimeout = 504 "The device was not released in time",
+    /// The device is just being added or removed.
+    DeviceBusy = 409 "The device is being added or removed",
     /// The request is not understood.
     InvalidRequest = 400 "The request is not understood",
     /// No such path.
@@ -92,9 +94,10 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem without a remedy.
+    /// A problem without a remedy, but where its code says all that there is to do.
     pub fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), remedy: None, legacy: None }
+        let remedy = (code == ProblemCode::DeviceBusy).then(|| "try again in a second".to_owned());
+        Self { code, detail: detail.into(), remedy, legacy: None }
     }
 
     /// Says what to do.
@@ -189,6 +192,15 @@ mod tests {
             "{text}"
         );
         assert_eq!(serde_json::from_str::<Problem>(&text).unwrap(), problem);
+    }
+
+    #[test]
+    fn a_busy_device_is_to_be_tried_again() {
+        for (operation, number) in [(Operation::Add, 4), (Operation::Remove, 5)] {
+            let problem = Problem::new(ProblemCode::DeviceBusy, "x").in_operation(operation);
+            assert_eq!((problem.code.status(), problem.legacy.unwrap().code), (409, number));
+            assert_eq!(problem.remedy.as_deref(), Some("try again in a second"));
+        }
     }
 
     #[test]

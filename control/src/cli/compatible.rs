@@ -1,4 +1,7 @@
 //! The tools of the C daemon under their own names, for scripts that call them.
+//!
+//! Standard output is what the C tools printed, byte for byte. They printed an error's number and no more: here a
+//! sentence with the cause and the remedy goes to standard error beside it, whether the error has a number or not.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -51,6 +51,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let invocation = match name {
         Some("virtioforwarder_port_control.py") => compatible::port_control(&args),
         Some("virtioforwarder_stats.py") => compatible::statistics(&args),
+        Some(
+            name @ ("virtioforwarder_core_pinner.py"
+            | "virtioforwarder_monitor_load.py"
+            | "virtioforwarder_config.py"),
+        ) => Err(Refusal::Reason(format!("{name} is not available in this version"), Style::Compatible)),
         _ => native::parse(&args),
     };
     match invocation {

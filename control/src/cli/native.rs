@@ -69,19 +69,19 @@ enum Words {
     /// Show the relays.
     List {
         /// Only this relay.
-        #[arg(long, value_name = "ID")]
+        #[arg(long, value_name = "ID", value_parser = relay_id)]
         virtio_id: Option<u32>,
     },
     /// Show counters and rates.
     Stats {
         /// Only this relay; may be repeated.
-        #[arg(long, value_name = "ID")]
+        #[arg(long, value_name = "ID", value_parser = relay_id)]
         virtio_id: Vec<u32>,
         /// Show relays, too, through which nothing flows.
         #[arg(long)]
         include_inactive: bool,
-        /// Time over which rates are measured, in milliseconds; 0: no rates.
-        #[arg(long, value_name = "MS", default_value_t = 200)]
+        /// Time over which rates are measured, in milliseconds, at most 10000; 0: no rates.
+        #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(0..=10_000))]
         delay: u64,
     },
 }
@@ -89,7 +89,7 @@ enum Words {
 #[derive(Args)]
 struct RelayId {
     /// Number of the relay.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = relay_id)]
     virtio_id: u32,
 }
 
@@ -99,7 +99,7 @@ struct NamedDevice {
     /// VF by its PCI address: 0000:02:08.0, or 02:08.0.
     #[arg(long, value_name = "ADDRESS")]
     pci_addr: Option<PciAddress>,
-    /// Device by name: loopback, null, tap:IFNAME, packet:IFNAME, pcap:FILE, vhost-user:SOCKET, or a PCI address.
+    /// Device by name: loopback, null, tap:IFNAME, or the PCI address of a VF.
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceSpec>,
 }
@@ -113,6 +113,13 @@ struct MaybeDevice {
     /// Only if it is this device.
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceSpec>,
+}
+
+/// Which ids there are, the daemon knows.
+fn relay_id(text: &str) -> Result<u32, String> {
+    let wrong =
+        |_| "a relay's number is expected: 0 or more, as in --virtio-id 1 ('port_control list' shows all)";
+    text.parse().map_err(wrong).map_err(str::to_owned)
 }
 
 pub(super) fn parse(args: &[OsString]) -> Result<Invocation, Refusal> {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::verb::{Failure, Outcome};
 use super::{legacy_text, table};
-use crate::api::{Problem, ProblemDocument, Relay};
+use crate::api::{PciAddress, Problem, ProblemDocument, Relay};
 use crate::client::ClientError;
 
 /// How to tell it.
@@ -53,17 +53,16 @@ impl Style {
         match (self, outcome) {
             (Self::Json, outcome) => json_success(outcome),
             (_, Outcome::Changed(_)) => "status: OK\n".to_owned(),
-            // The C daemon wrote addresses with capital letters.
             (Self::Compatible, Outcome::Device(device)) => {
-                format!("{}\n", device.as_deref().unwrap_or_default().to_uppercase())
+                format!("{}\n", capital_address(device.as_deref().unwrap_or_default()))
             }
             (_, Outcome::Device(device)) => format!("{}\n", device.as_deref().unwrap_or_default()),
             (_, Outcome::Relays(relays)) => table::relays(relays),
-            (Self::Flat { suppress_zero }, Outcome::Statistics(relays)) => {
+            (Self::Flat { suppress_zero }, Outcome::Statistics { relays, .. }) => {
                 legacy_text::flat(relays, suppress_zero)
             }
-            (Self::Protobuf, Outcome::Statistics(relays)) => legacy_text::protobuf(relays),
-            (_, Outcome::Statistics(relays)) => table::statistics(relays),
+            (Self::Protobuf, Outcome::Statistics { relays, .. }) => legacy_text::protobuf(relays),
+            (_, Outcome::Statistics { relays, named }) => table::statistics(relays, named),
         }
     }
 
@@ -79,8 +78,7 @@ impl Style {
             Self::Json => {
                 Printed { stdout: json_failure(failure, problem), stderr: sentence(failure, problem) }
             }
-            // Scripts read stdout, and get there what they always got. A cause that the C daemon could not have had
-            // goes to people.
+            // Scripts read stdout, and get there what they always got, byte for byte. The cause goes to people.
             Self::Compatible | Self::Flat { .. } | Self::Protobuf => {
                 let legacy = problem.and_then(|problem| problem.legacy.as_ref());
                 let mut stdout = "status: ERROR\n".to_owned();
@@ -91,11 +89,15 @@ impl Style {
                     ));
                 }
                 stdout.push('\n');
-                let stderr = if legacy.is_some() { String::new() } else { sentence(failure, problem) };
-                Printed { stdout, stderr }
+                Printed { stdout, stderr: sentence(failure, problem) }
             }
         }
     }
+}
+
+/// The C daemon wrote PCI addresses with capital letters; names of software devices are what they are.
+fn capital_address(device: &str) -> String {
+    if device.parse::<PciAddress>().is_ok() { device.to_uppercase() } else { device.to_owned() }
 }
 
 fn sentence(failure: &Failure, problem: Option<&Problem>) -> String {
@@ -130,7 +132,7 @@ fn json_success(outcome: &Outcome) -> String {
         Outcome::Changed(relay) => json(&JsonStatus::Changed { relay }),
         Outcome::Device(device) => json(&JsonStatus::Device { device: device.as_deref() }),
         Outcome::Relays(relays) => json(relays),
-        Outcome::Statistics(relays) => json(relays),
+        Outcome::Statistics { relays, .. } => json(relays),
     }
 }
 

@@ -28,8 +28,8 @@ pub(super) fn relays(relays: &[Relay]) -> String {
     finish(&table, relays.is_empty(), "no relays")
 }
 
-/// Two rows a relay: one each direction.
-pub(super) fn statistics(relays: &[RelayStatistics]) -> String {
+/// Two rows a relay: one each direction. Relays that were asked for by number and are idle are named.
+pub(super) fn statistics(relays: &[RelayStatistics], named: &[u32]) -> String {
     let mut table = table(&[
         "relay",
         "direction",
@@ -49,7 +49,13 @@ pub(super) fn statistics(relays: &[RelayStatistics]) -> String {
         table.add_row(direction(relay.id, "vm_to_vf", &relay.vm_to_vf));
     }
     right(&mut table, &[0, 3, 4, 5, 6, 7, 8, 9, 10]);
-    finish(&table, relays.is_empty(), "no active relay; --include-inactive shows the others")
+    let idle = named.iter().filter(|id| !relays.iter().any(|relay| relay.id == **id));
+    let idle: String =
+        idle.map(|id| format!("relay {id} is idle; --include-inactive shows it all the same\n")).collect();
+    match (relays.is_empty(), idle.is_empty()) {
+        (true, false) => idle,
+        (empty, _) => finish(&table, empty, "no active relay; --include-inactive shows the others") + &idle,
+    }
 }
 
 fn direction<S: Display>(id: u32, name: &str, direction: &DirectionStatistics<S>) -> [String; 12] {

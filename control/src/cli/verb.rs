@@ -35,7 +35,12 @@ pub(super) enum Outcome {
     /// Relays as they stand.
     Relays(Vec<Relay>),
     /// Counters and rates.
-    Statistics(Vec<RelayStatistics>),
+    Statistics {
+        /// Those of relays that are active, or of all that were asked for.
+        relays: Vec<RelayStatistics>,
+        /// The relays that were asked for by number.
+        named: Vec<u32>,
+    },
 }
 
 /// Why nothing came of it.
@@ -66,7 +71,8 @@ impl Verb {
             Self::List { id: Some(id) } => Outcome::Relays(vec![client.relay(id)?]),
             Self::List { id: None } => Outcome::Relays(client.relays()?),
             Self::Statistics { relays, include_inactive, delay } => {
-                Outcome::Statistics(client.statistics(&relays, include_inactive, delay)?)
+                let statistics = client.statistics(&relays, include_inactive, delay)?;
+                Outcome::Statistics { relays: statistics, named: relays }
             }
         })
     }

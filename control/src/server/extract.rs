@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use super::reply::invalid;
 use super::routes::App;
 use super::sampling::LONGEST_DELAY;
-use crate::api::{Problem, ProblemCode};
+use crate::api::{Problem, ProblemCode, shown};
 
 /// The relay in the path.
 pub(super) struct RelayId(pub(super) u32);
@@ -23,7 +23,9 @@ impl<S: Send + Sync> FromRequestParts<S> for RelayId {
         let Path(text) = Path::<String>::from_request_parts(parts, state)
             .await
             .map_err(|rejection| invalid(rejection.body_text()))?;
-        text.parse().map(Self).map_err(|_| invalid(format!("'{text}' is no relay id: a number is expected")))
+        text.parse()
+            .map(Self)
+            .map_err(|_| invalid(format!("'{}' is no relay id: a number is expected", shown(&text))))
     }
 }
 
@@ -40,6 +42,9 @@ impl<T: DeserializeOwned> FromRequest<App> for Command<T> {
         let queried = uri.query().is_some_and(|query| !query.is_empty());
         match (body.is_empty(), queried) {
             (false, true) => Err(invalid("give the device in the body or as query parameters, not in both")),
+            (false, false) if body.trim_ascii_start().first() != Some(&b'{') => {
+                Err(invalid(r#"the body must be a JSON object, as in {"device": "null"}"#))
+            }
             (false, false) => serde_json::from_slice(&body).map(Self).map_err(|e| invalid(e.to_string())),
             (true, _) => Query::try_from_uri(&uri)
                 .map(|Query(command)| Self(command))
@@ -49,7 +54,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Command<T> {
 }
 
 async fn body(request: Request, state: &App) -> Result<Bytes, Problem> {
-    let limit = state.request_time;
+    let (limit, longest) = (state.request_time, state.longest_body);
     let body = tokio::time::timeout(limit, Bytes::from_request(request, state)).await.map_err(|_| {
         Problem::new(
             ProblemCode::RequestTimeout,
@@ -57,7 +62,10 @@ async fn body(request: Request, state: &App) -> Result<Bytes, Problem> {
         )
     })?;
     body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(ProblemCode::PayloadTooLarge, rejection.body_text()),
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
+            ProblemCode::PayloadTooLarge,
+            format!("the body is longer than the {longest} bytes that are taken"),
+        ),
         _ => invalid(rejection.body_text()),
     })
 }
@@ -87,7 +95,9 @@ impl StatisticsQuery {
     fn from_pairs(pairs: &[(String, String)]) -> Result<Self, Problem> {
         let mut query = Self { relays: Vec::new(), include_inactive: true, delay: Duration::ZERO };
         for (key, value) in pairs {
-            let wrong = |expected: &str| invalid(format!("'{key}={value}': {expected} is expected"));
+            let wrong = |expected: &str| {
+                invalid(format!("'{}={}': {expected} is expected", shown(key), shown(value)))
+            };
             match key.as_str() {
                 "relay" => {
                     for id in value.split(',') {
@@ -103,7 +113,8 @@ impl StatisticsQuery {
                 }
                 _ => {
                     return Err(invalid(format!(
-                        "unknown parameter '{key}', expected one of relay, include_inactive, delay_ms"
+                        "unknown parameter '{}', expected one of relay, include_inactive, delay_ms",
+                        shown(key)
                     )));
                 }
             }

@@ -113,23 +113,36 @@ pub enum BindError {
         "'{0}' is in the way of the control socket and is no socket; move it away, or choose another --control-socket"
     )]
     NotASocket(PathBuf),
+    /// Others could replace the socket.
+    #[error(
+        "the directory '{path}' of the control socket {reason}; choose another with --control-socket PATH, or give this \
+         one to root with mode 0755"
+    )]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A system call failed.
-    #[error("cannot {action} '{path}': {source}")]
+    #[error(
+        "cannot {action} '{path}': {cause}; start it as root, or choose another place with --control-socket PATH"
+    )]
     Io {
         /// What was tried.
         action: &'static str,
         /// On which file.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The TCP listener.
-    #[error("cannot listen on {address} for metrics: {source}; choose another --metrics-listen")]
+    #[error("cannot listen on {address} for metrics: {cause}; choose another --metrics-listen")]
     Metrics {
         /// The address.
         address: SocketAddr,
         /// Why not.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -152,7 +165,7 @@ impl Server {
                 listener.set_nonblocking(true)?;
                 Ok(listener)
             };
-            listen().map_err(|source| BindError::Metrics { address, source })
+            listen().map_err(|cause| BindError::Metrics { address, cause })
         });
         let policy = Policy::new(config.owner, config.group);
         Ok(Self { socket, metrics: metrics.transpose()?, policy, limits: config.limits })

@@ -4,7 +4,10 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::api::{Problem, ProblemCode};
+use crate::api::{Problem, ProblemCode, shortened};
+
+/// Bytes of a reason; it may repeat what came with the request.
+const LONGEST_REASON: usize = 300;
 
 /// A JSON reply, indented and with a newline at its end, because people read it in terminals.
 pub(super) struct Json<T>(pub(super) T);
@@ -34,6 +37,7 @@ fn json(status: StatusCode, kind: &'static str, value: &impl Serialize) -> Respo
 }
 
 /// The request is not understood, for the reason `detail`.
-pub(super) fn invalid(detail: impl Into<String>) -> Problem {
-    Problem::new(ProblemCode::InvalidRequest, detail).with_remedy("GET /openapi.json describes all requests")
+pub(super) fn invalid(detail: impl AsRef<str>) -> Problem {
+    Problem::new(ProblemCode::InvalidRequest, shortened(detail.as_ref(), LONGEST_REASON))
+        .with_remedy("GET /openapi.json describes all requests")
 }

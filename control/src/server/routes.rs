@@ -20,7 +20,7 @@ use super::sampling::fill_rates;
 use crate::Daemon;
 use crate::api::{
     AddDevice, DeviceRequest, Operation, Problem, ProblemCode, ProblemDocument, Relay, RelayStatistics,
-    RemoveDevice, Version,
+    RemoveDevice, Version, shown,
 };
 
 /// What handlers share.
@@ -29,6 +29,8 @@ pub(super) struct App {
     daemon: Arc<dyn Daemon>,
     /// Time for a body to arrive.
     pub(super) request_time: Duration,
+    /// Bytes of a body.
+    pub(super) longest_body: usize,
 }
 
 impl App {
@@ -68,7 +70,15 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(openapi_json))
 }
 
-static OPENAPI: LazyLock<utoipa::openapi::OpenApi> = LazyLock::new(|| described().split_for_parts().1);
+static OPENAPI: LazyLock<utoipa::openapi::OpenApi> = LazyLock::new(|| {
+    let mut description = described().split_for_parts().1;
+    // The crate writes the registered formats uint32 and uint64 with a hyphen.
+    let text = description.to_json().unwrap_or_default().replace("\"u-int", "\"uint");
+    if let Ok(corrected) = serde_json::from_str(&text) {
+        description = corrected;
+    }
+    description
+});
 
 /// The description of the API that the server gives as `/openapi.json`.
 pub fn openapi() -> &'static utoipa::openapi::OpenApi {
@@ -83,15 +93,16 @@ pub(super) fn control(daemon: Arc<dyn Daemon>, limits: &Limits) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(limits.body))
-        .with_state(App { daemon, request_time: limits.request })
+        .with_state(App { daemon, request_time: limits.request, longest_body: limits.body })
 }
 
 /// `/metrics` alone, for the network.
 pub(super) fn metrics(daemon: Arc<dyn Daemon>) -> Router {
-    Router::new()
-        .route("/metrics", get(metrics_text))
-        .fallback(not_found)
-        .with_state(App { daemon, request_time: Duration::ZERO })
+    Router::new().route("/metrics", get(metrics_text)).fallback(not_found).with_state(App {
+        daemon,
+        request_time: Duration::ZERO,
+        longest_body: 0,
+    })
 }
 
 /// For peers that may not ask anything.
@@ -112,17 +123,18 @@ fn always(problem: Problem) -> Router {
 }
 
 async fn not_found(uri: Uri) -> Problem {
-    Problem::new(ProblemCode::NotFound, format!("there is nothing at {}", uri.path()))
+    Problem::new(ProblemCode::NotFound, format!("there is nothing at {}", shown(uri.path())))
         .with_remedy("GET /openapi.json lists all paths")
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
-    Problem::new(ProblemCode::MethodNotAllowed, format!("{} does not know the method {method}", uri.path()))
+    let detail = format!("{} does not know the method {}", shown(uri.path()), shown(method.as_str()));
+    Problem::new(ProblemCode::MethodNotAllowed, detail)
         .with_remedy("the Allow header says which methods it knows")
 }
 
 /// All relays
-#[utoipa::path(get, path = "/v1/relays", responses((status = 200, body = Vec<Relay>)))]
+#[utoipa::path(get, path = "/v1/relays", responses((status = 200, description = "All relays, in order of their ids", body = Vec<Relay>)))]
 async fn relays(State(app): State<App>) -> Result<Json<Vec<Relay>>, Problem> {
     app.call(|daemon| daemon.relays()).await.map(Json)
 }
@@ -132,7 +144,10 @@ async fn relays(State(app): State<App>) -> Result<Json<Vec<Relay>>, Problem> {
     get,
     path = "/v1/relays/{id}",
     params(("id" = u32, Path, description = "virtio-id")),
-    responses((status = 200, body = Relay), (status = 404, body = ProblemDocument)),
+    responses(
+        (status = 200, description = "The relay", body = Relay),
+        (status = 404, description = "There is no such relay", body = ProblemDocument),
+    ),
 )]
 async fn relay(State(app): State<App>, RelayId(id): RelayId) -> Result<Json<Relay>, Problem> {
     app.call(move |daemon| daemon.relay(id)).await.map(Json)
@@ -148,8 +163,8 @@ async fn relay(State(app): State<App>, RelayId(id): RelayId) -> Result<Json<Rela
     request_body = DeviceRequest,
     responses(
         (status = 200, description = "The relay, with its device", body = Relay),
-        (status = "4XX", body = ProblemDocument),
-        (status = "5XX", body = ProblemDocument),
+        (status = "4XX", description = "Refused, and nothing has changed", body = ProblemDocument),
+        (status = "5XX", description = "The device or the daemon failed", body = ProblemDocument),
     ),
 )]
 async fn add_device(
@@ -176,8 +191,8 @@ async fn add_device(
     request_body = DeviceRequest,
     responses(
         (status = 200, description = "The relay, with its device", body = Relay),
-        (status = "4XX", body = ProblemDocument),
-        (status = "5XX", body = ProblemDocument),
+        (status = "4XX", description = "Refused, and nothing has changed", body = ProblemDocument),
+        (status = "5XX", description = "The device or the daemon failed", body = ProblemDocument),
     ),
 )]
 async fn add_device_post(
@@ -203,8 +218,8 @@ async fn add_device_post(
     request_body = Option<DeviceRequest>,
     responses(
         (status = 200, description = "The relay, without a device", body = Relay),
-        (status = "4XX", body = ProblemDocument),
-        (status = "5XX", body = ProblemDocument),
+        (status = "4XX", description = "Refused, and nothing has changed", body = ProblemDocument),
+        (status = "5XX", description = "The device or the daemon failed", body = ProblemDocument),
     ),
 )]
 async fn remove_device(
@@ -240,13 +255,19 @@ fn log(request: &str, result: &Result<Relay, Problem>) {
         ("delay_ms" = Option<u64>, Query,
             description = "measure rates over this time, at most 10000 (default 0: no rates)"),
     ),
-    responses((status = 200, body = Vec<RelayStatistics>), (status = 400, body = ProblemDocument)),
+    responses(
+        (status = 200, description = "Statistics, in order of the relays' ids", body = Vec<RelayStatistics>),
+        (status = 400, description = "The request is not understood", body = ProblemDocument),
+        (status = 404, description = "One of the relays does not exist", body = ProblemDocument),
+    ),
 )]
 async fn statistics(
     State(app): State<App>,
     query: StatisticsQuery,
 ) -> Result<Json<Vec<RelayStatistics>>, Problem> {
     let StatisticsQuery { relays, include_inactive, delay } = query;
+    let named = relays.clone();
+    app.call(move |daemon| named.iter().try_for_each(|id| daemon.relay(*id).map(drop))).await?;
     let sample = || {
         let relays = relays.clone();
         app.call(move |daemon| Ok((Instant::now(), daemon.statistics(&relays, include_inactive)?)))
@@ -262,7 +283,7 @@ async fn statistics(
 }
 
 /// Who answers
-#[utoipa::path(get, path = "/v1/version", responses((status = 200, body = Version)))]
+#[utoipa::path(get, path = "/v1/version", responses((status = 200, description = "Name and version", body = Version)))]
 async fn version(State(app): State<App>) -> Result<Json<Version>, Problem> {
     app.call(|daemon| daemon.version()).await.map(Json)
 }

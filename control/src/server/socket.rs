@@ -3,11 +3,12 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::process::geteuid;
 
 use super::BindError;
 
@@ -29,15 +30,11 @@ impl ControlSocket {
         if length > LONGEST_PATH {
             return Err(BindError::PathTooLong { path: path.to_owned(), length });
         }
-        let io = |action| move |source| BindError::Io { action, path: path.to_owned(), source };
+        let io = |action| move |cause| BindError::Io { action, path: path.to_owned(), cause };
 
-        if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
-            fs::create_dir_all(directory).map_err(|source| BindError::Io {
-                action: "create the directory of the control socket,",
-                path: directory.to_owned(),
-                source,
-            })?;
-        }
+        let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        make_directory(directory)?;
+        check_directory(directory)?;
         let lock = lock(path)?;
         remove_stale(path)?;
         // Between these calls the umask may let others in as far as the peer check, which refuses them.
@@ -68,6 +65,46 @@ impl Drop for ControlSocket {
     }
 }
 
+/// Makes the directory and those above it that are missing. Their mode does not depend on the umask.
+fn make_directory(directory: &Path) -> Result<(), BindError> {
+    let missing: Vec<&Path> = directory
+        .ancestors()
+        .take_while(|above| !above.as_os_str().is_empty() && fs::symlink_metadata(above).is_err())
+        .collect();
+    for path in missing.into_iter().rev() {
+        let io = |action| move |cause| BindError::Io { action, path: path.to_owned(), cause };
+        match fs::create_dir(path) {
+            Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o755))
+                .map_err(io("set the mode of the directory of the control socket,"))?,
+            // Somebody was faster, and chose the mode.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(io("create the directory of the control socket,")(error)),
+        }
+    }
+    Ok(())
+}
+
+/// Whoever can rename files in the directory can put a socket of his own in the place of ours.
+fn check_directory(directory: &Path) -> Result<(), BindError> {
+    let metadata = fs::metadata(directory).map_err(|cause| BindError::Io {
+        action: "look at the directory of the control socket,",
+        path: directory.to_owned(),
+        cause,
+    })?;
+    let (mode, owner) = (metadata.mode(), metadata.uid());
+    let refuse = |reason| Err(BindError::Directory { path: directory.to_owned(), reason });
+    if !metadata.is_dir() {
+        return refuse("is no directory".to_owned());
+    }
+    if owner != 0 && owner != geteuid().as_raw() {
+        return refuse(format!("belongs to user {owner}, who is neither root nor the daemon's user"));
+    }
+    if mode & 0o1002 == 0o002 {
+        return refuse(format!("can be written to by everybody (mode {:04o})", mode & 0o7777));
+    }
+    Ok(())
+}
+
 fn lock(path: &Path) -> Result<File, BindError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
@@ -76,8 +113,10 @@ fn lock(path: &Path) -> Result<File, BindError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
+        // Neither a link to another file nor a pipe that nobody reads.
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
         .open(&name)
-        .map_err(|source| BindError::Io { action: "open the lock file", path: name.into(), source })?;
+        .map_err(|cause| BindError::Io { action: "open the lock file", path: name.into(), cause })?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| BindError::InUse(path.to_owned()))?;
     Ok(file)
 }
@@ -87,12 +126,8 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
     let kind = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata.file_type(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => {
-            return Err(BindError::Io {
-                action: "look at the control socket",
-                path: path.to_owned(),
-                source,
-            });
+        Err(cause) => {
+            return Err(BindError::Io { action: "look at the control socket", path: path.to_owned(), cause });
         }
     };
     if !kind.is_socket() {
@@ -100,18 +135,18 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|source| BindError::Io {
+            fs::remove_file(path).map_err(|cause| BindError::Io {
                 action: "remove the abandoned control socket",
                 path: path.to_owned(),
-                source,
+                cause,
             })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Ok(_) => Err(BindError::InUse(path.to_owned())),
-        Err(source) => Err(BindError::Io {
+        Err(cause) => Err(BindError::Io {
             action: "find out whether somebody serves the control socket",
             path: path.to_owned(),
-            source,
+            cause,
         }),
     }
 }
@@ -157,5 +192,44 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert!(matches!(ControlSocket::bind(&path, None, None), Err(BindError::NotASocket(_))));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+    #[test]
+    fn directories_are_made_with_one_mode_whatever_the_umask() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a/b/control.sock");
+        let _socket = ControlSocket::bind(&path, None, None).unwrap();
+        assert_eq!((mode(&directory.path().join("a")), mode(&directory.path().join("a/b"))), (0o755, 0o755));
+    }
+
+    #[test]
+    fn directories_in_which_others_can_rename_files_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let open_to = |mode| fs::set_permissions(directory.path(), Permissions::from_mode(mode)).unwrap();
+        open_to(0o777);
+        let error = ControlSocket::bind(&path, None, None).unwrap_err().to_string();
+        assert!(error.contains("everybody (mode 0777)") && error.contains("--control-socket"), "{error}");
+        open_to(0o1777);
+        drop(ControlSocket::bind(&path, None, None).unwrap());
+        open_to(0o755);
+        // Only root can give the directory away.
+        if chown(directory.path(), Some(65534), None).is_ok() && geteuid().is_root() {
+            let error = ControlSocket::bind(&path, None, None).unwrap_err().to_string();
+            assert!(error.contains("belongs to user 65534"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_lock_is_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let target = directory.path().join("target");
+        std::os::unix::fs::symlink(&target, directory.path().join("control.sock.lock")).unwrap();
+        let error = ControlSocket::bind(&path, None, None).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("control.sock.lock") && text.contains("; start it as root, or"), "{text}");
+        // The cause is in the text, and so not told again by those who print the whole chain.
+        assert!(std::error::Error::source(&error).is_none());
+        assert!(!target.exists());
     }
 }

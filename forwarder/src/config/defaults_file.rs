@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::layer::{Layer, List, Notice, Origin, Sourced, Switch, Text};
-use super::shell::{self, Assignment, Value};
+use super::shell::{self, Assignment, Other, Value};
 
 /// What a name stands for.
 enum Meaning {
@@ -59,7 +59,7 @@ const NAMES: &[(&str, Meaning)] = &[
     ("VIRTIOFWD_MASTER_LCORE", Meaning::Obsolete("there is no main worker")),
     (
         "VIRTIOFWD_ZERO_COPY",
-        Meaning::Obsolete("frames from VMs are sent from guest memory wherever that is possible"),
+        Meaning::Obsolete("in this version frames are copied once into the device's buffers"),
     ),
     (
         "VIRTIOFWD_BIND_VFIO_PCI",
@@ -85,9 +85,10 @@ pub(super) struct DefaultsFile {
 /// Reads `text`, the contents of the file `path`.
 pub(super) fn parse(path: &Path, text: &str) -> DefaultsFile {
     let mut file = DefaultsFile::default();
-    let (assignments, other) = shell::parse(text);
-    for line in other {
-        file.warn(format!("{}:{line}: not an assignment; nothing is executed", path.display()));
+    // Editors of other systems put a mark there.
+    let (assignments, other) = shell::parse(text.strip_prefix('\u{feff}').unwrap_or(text));
+    for other in other {
+        file.other(path, &other);
     }
     for (index, assignment) in assignments.iter().enumerate() {
         // As in a shell, the last one counts.
@@ -101,6 +102,23 @@ pub(super) fn parse(path: &Path, text: &str) -> DefaultsFile {
 impl DefaultsFile {
     fn warn(&mut self, text: String) {
         self.notices.push(Notice::Warning(text));
+    }
+
+    /// What is no assignment has no effect. If it looks as if somebody meant it to have one, that is a mistake.
+    fn other(&mut self, path: &Path, other: &Other) {
+        let Other { line, text } = other;
+        let mut words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let setting = words.find(|word| {
+            NAMES.iter().any(|(name, meaning)| name == word && !matches!(meaning, Meaning::Obsolete(_)))
+        });
+        match setting {
+            Some(name) => self.errors.push(format!(
+                "{}:{line}: {name} is not assigned in a way that is understood here; write {name}=VALUE, or \
+                 {name}=(VALUE VALUE) for a list, and nothing else on the line",
+                path.display()
+            )),
+            None => self.warn(format!("{}:{line}: not an assignment; nothing is executed", path.display())),
+        }
     }
 
     fn take(&mut self, path: &Path, assignment: &Assignment) {
@@ -131,6 +149,14 @@ impl DefaultsFile {
         match meaning {
             Meaning::Switch(field) => {
                 let on = words.iter().any(|word| !word.is_empty());
+                let off = ["n", "no", "0", "false", "off"];
+                if let Some(word) =
+                    words.iter().find(|word| off.contains(&word.to_ascii_lowercase().as_str()))
+                {
+                    self.notices.push(Notice::Info(format!(
+                        "{origin}: on, because it is not empty ('{word}'); leave it empty to turn it off"
+                    )));
+                }
                 *field(layer) = on.then(|| Sourced::new(true, origin));
             }
             Meaning::List(field) => {
@@ -243,6 +269,26 @@ VIRTIOFWD_BIND_VFIO_PCI=
     }
 
     #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_name() {
+        let file = read("\u{feff}VIRTIOFWD_CPU_MASK=1\n");
+        assert_eq!((file.layer.cpus.unwrap().value.as_str(), file.notices), ("1", vec![]));
+    }
+
+    #[test]
+    fn switches_that_look_turned_off_are_told() {
+        for word in ["n", "no", "0", "false", "Off"] {
+            let file = read(&format!("VIRTIOFWD_MRGBUF={word}\n"));
+            assert!(file.layer.enable_mrgbuf.unwrap().value);
+            assert!(
+                matches!(&file.notices[..], [Notice::Info(text)] if text.contains("VIRTIOFWD_MRGBUF: on, because")),
+                "{:?}",
+                file.notices
+            );
+        }
+        assert_eq!(read("VIRTIOFWD_MRGBUF=y VIRTIOFWD_JUMBO=\n").notices, []);
+    }
+
+    #[test]
     fn the_last_assignment_counts() {
         let file = read("VIRTIOFWD_CPU_MASK=1\nVIRTIOFWD_JUMBO=y\nVIRTIOFWD_CPU_MASK=2\nVIRTIOFWD_JUMBO=\n");
         assert_eq!(file.layer.cpus.unwrap().value, "2");
@@ -266,6 +312,22 @@ VIRTIOFWD_BIND_VFIO_PCI=
         assert!(
             file.errors[0].starts_with("/etc/default/virtioforwarder:4: VIRTIOFWD_SOCKET_DIR has a shell")
         );
+        for text in [
+            "readonly VIRTIOFWD_CPU_MASK=3",
+            "declare -a VIRTIOFWD_CPU_MASK=(1 2)",
+            "VIRTIOFWD_CPU_MASK = 1",
+            "VIRTIOFWD_CPU_MASK[1]=2",
+            "  : ${VIRTIOFWD_CPU_MASK:=1}",
+        ] {
+            let file = read(text);
+            assert_eq!((file.layer, file.notices), (Layer::default(), vec![]), "{text}");
+            assert!(
+                file.errors.len() == 1 && file.errors[0].contains(":1: VIRTIOFWD_CPU_MASK is not assigned"),
+                "{text}: {:?}",
+                file.errors
+            );
+        }
+        assert_eq!(read("readonly VIRTIOFWD_PID_DIR=/x MY_VIRTIOFWD_CPU_MASK").errors, [""; 0]);
         assert!(read("VIRTIOFWD_CPU_MASK=(1 2)").errors[0].contains("takes one value"));
     }
 }

@@ -97,6 +97,15 @@ pub enum Notice {
     Warning(String),
 }
 
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Info(text) => write!(f, "note: {text}"),
+            Self::Warning(text) => write!(f, "warning: {text}"),
+        }
+    }
+}
+
 impl Notice {
     /// Writes it to the log.
     pub fn log(&self) {

@@ -100,8 +100,6 @@ pub struct InitialDevice {
 pub struct GuestOffer {
     /// Mergeable receive buffers.
     pub mergeable_buffers: bool,
-    /// Jumbo frames.
-    pub jumbo: bool,
     /// TCP segmentation offload.
     pub segmentation: bool,
 }
@@ -139,6 +137,8 @@ impl LogLevel {
 pub struct ConfigError {
     /// The mistakes.
     pub mistakes: Vec<String>,
+    /// What else there is to say; it may explain a mistake.
+    pub notices: Vec<Notice>,
 }
 
 /// Where the files are when no option says so.
@@ -187,7 +187,7 @@ impl Config {
         let config = check.config(options.layer().over(toml).over(defaults));
         match check.errors.is_empty() {
             true => Ok((config, check.notices)),
-            false => Err(ConfigError { mistakes: check.errors }),
+            false => Err(ConfigError { mistakes: check.errors, notices: check.notices }),
         }
     }
 }

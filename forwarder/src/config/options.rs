@@ -73,10 +73,10 @@ struct Settings {
     /// Group of the vhost-user sockets; without a value, or not given: the group that the daemon runs as.
     #[arg(short = 'g', long, value_name = "GROUP", num_args = 0..=1, default_missing_value = "")]
     vhost_groupname: Option<String>,
-    /// The VM's side makes the sockets and the daemon connects to them.
+    /// The VM's side makes the sockets and the daemon connects to them. Not in this version.
     #[arg(short = 'i', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     vhostuser_client: Option<bool>,
-    /// Make no sockets at start.
+    /// Make no sockets at start. They cannot be made later in this version.
     #[arg(short = 'd', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     dynamic_sockets: Option<bool>,
     /// Number of relays, and so of sockets. Default: 64.
@@ -94,13 +94,14 @@ struct Settings {
     /// Offer mergeable receive buffers to VMs.
     #[arg(short = 'R', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     enable_mrgbuf: Option<bool>,
-    /// Carry jumbo frames.
+    /// No effect: jumbo frames are carried wherever the VF can.
     #[arg(short = 'J', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     enable_jumbo: Option<bool>,
-    /// Offer TCP segmentation offload to VMs.
+    /// Offer TCP segmentation offload to VMs. Not in this version.
     #[arg(short = 'T', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     enable_tso: Option<bool>,
-    /// Token (UUID) for VFs whose PF is held by VFIO, too; 0: the one that DPDK's documentation uses.
+    /// Token (UUID) for VFs whose PF is held by VFIO, too; 0: the one that DPDK's documentation uses. Not in this
+    /// version.
     #[arg(short = 't', long, value_name = "UUID")]
     vfio_vf_token: Option<String>,
     /// How much to log, from 0 (least) to 7. Default: 6.
@@ -201,7 +202,7 @@ impl Options {
             (
                 "--zero-copy",
                 old.zero_copy,
-                "frames from VMs are sent from guest memory wherever that is possible",
+                "in this version frames are copied once into the device's buffers",
             ),
             ("--same-numa", old.same_numa, "no memory is reserved in advance"),
         ];

@@ -26,12 +26,21 @@ const UNCLOSED: &str = "has a quote or parenthesis that is not closed";
 const OPERATOR: &str = "has a character in its array that must be quoted";
 const APPENDS: &str = "is appended to with +=; write the whole value at once";
 
-/// The assignments of `text` in order, and the lines with anything else.
-pub(super) fn parse(text: &str) -> (Vec<Assignment>, Vec<usize>) {
+/// Anything else on a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Other {
+    pub(super) line: usize,
+    /// From where it is not understood to the end of the line.
+    pub(super) text: String,
+}
+
+/// The assignments of `text` in order, and what else there is.
+pub(super) fn parse(text: &str) -> (Vec<Assignment>, Vec<Other>) {
     let mut reader = Reader { rest: text.chars().peekable(), line: 1 };
     let (mut assignments, mut other) = (Vec::new(), Vec::new());
     while reader.next_statement() {
         let line = reader.line;
+        let start = reader.rest.clone();
         match reader.assignment(line) {
             Some(assignment) => {
                 if assignment.value.is_err() {
@@ -41,7 +50,7 @@ pub(super) fn parse(text: &str) -> (Vec<Assignment>, Vec<usize>) {
             }
             None => {
                 reader.skip_line();
-                other.push(line);
+                other.push(Other { line, text: start.take_while(|c| *c != '\n').collect() });
             }
         }
     }
@@ -173,7 +182,7 @@ mod tests {
 
     fn values(text: &str) -> Vec<(String, Value)> {
         let (assignments, other) = parse(text);
-        assert_eq!(other, [0; 0], "{text}");
+        assert_eq!(other, [], "{text}");
         assignments.into_iter().map(|a| (a.name, a.value.unwrap())).collect()
     }
 
@@ -227,13 +236,14 @@ mod tests {
             assignments.iter().filter(|a| a.value.is_err()).map(|a| a.name.as_str()).collect();
         assert_eq!(failed, ["A", "B", "C", "D", "F"]);
         assert_eq!(assignments[4].line, 5);
-        assert_eq!(other, [0; 0]);
+        assert_eq!(other, []);
     }
 
     #[test]
     fn commands_are_told_by_their_lines() {
         let (assignments, other) = parse("#!/bin/sh\nif true; then\n  A=1\nfi\nrm -rf /\nshift\nB=2\n");
-        assert_eq!(other, [2, 4, 5, 6]);
+        assert_eq!(other.iter().map(|other| other.line).collect::<Vec<_>>(), [2, 4, 5, 6]);
+        assert_eq!(other[2].text, "rm -rf /");
         let names: Vec<_> = assignments.iter().map(|a| (a.name.as_str(), a.line)).collect();
         assert_eq!(names, [("A", 3), ("B", 7)]);
     }

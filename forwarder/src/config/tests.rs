@@ -71,7 +71,7 @@ fn a_flag_goes_before_the_toml_file_and_that_before_the_defaults() {
             "defaults",
             "VIRTIOFWD_CPU_MASK=1\nVIRTIOFWD_LOG_LEVEL=3\nVIRTIOFWD_JUMBO=y\nVIRTIOFWD_MRGBUF=y\n",
         )
-        .with("config.toml", "cpus = 2\nloglevel = 4\nenable-jumbo = false\nidle = \"poll\"\n");
+        .with("config.toml", "cpus = [2]\nloglevel = 4\nenable-jumbo = false\nidle = \"poll\"\n");
     let config = scene.config("--cpus 3 --enable-mrgbuf=false");
     assert_eq!(config.cpus, [3]);
     assert_eq!(config.log_level.number(), 4);
@@ -201,8 +201,25 @@ fn files_that_are_named_must_be_there() {
 fn socket_paths_that_are_too_long_are_found_before_any_is_made() {
     let mistakes = Scene::new().mistakes(&format!("--vhost-path /{}", "d".repeat(100)));
     assert!(mistakes.len() == 1 && mistakes[0].starts_with("--vhost-path: the socket path"), "{mistakes:?}");
+    for option in ["--vhost-path", "--control-socket"] {
+        let mistakes = Scene::new().mistakes(&format!("{option} run/x"));
+        assert!(mistakes.len() == 1 && mistakes[0].contains("give an absolute path"), "{mistakes:?}");
+    }
     let mistakes = Scene::new().mistakes("--vhost-socket vm.sock");
     assert!(mistakes[0].starts_with("--vhost-socket: 'vm.sock' lacks %u"), "{mistakes:?}");
+}
+
+#[test]
+fn settings_without_effect_are_told_even_beside_mistakes() {
+    let scene = Scene::new().with("defaults", "VIRTIOFWD_JUMBO=y\nVIRTIOFWD_CPU_MSAK=1\n");
+    let error = scene.load("--cpus 99").unwrap_err();
+    let notices: Vec<_> = error.notices.iter().map(ToString::to_string).collect();
+    assert!(notices[0].starts_with("warning: ") && notices[0].contains("VIRTIOFWD_CPU_MSAK"), "{notices:?}");
+    assert!(
+        notices[1].starts_with("note: ") && notices[1].contains("VIRTIOFWD_JUMBO has no effect"),
+        "{notices:?}"
+    );
+    assert_eq!((notices.len(), error.mistakes.len()), (2, 1));
 }
 
 #[test]
@@ -225,7 +242,7 @@ fn the_files_that_we_ship_are_valid() {
     let (config, notices) = scene.load("").unwrap();
     assert_eq!(notices, []);
     assert!(!config.sockets.client);
-    assert!(config.guest.jumbo && config.guest.mergeable_buffers);
+    assert!(config.guest.mergeable_buffers);
     assert_eq!(config.cpus.len(), 7);
 
     // What the example offers in comments is valid, too.

@@ -12,7 +12,7 @@ use super::layer::{Layer, List, Origin, Sourced, Switch, Text};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
-    cpus: Option<Spanned<Words>>,
+    cpus: Option<Spanned<CpuWords>>,
     vhost_path: Option<Spanned<Words>>,
     vhost_socket: Option<Spanned<Words>>,
     vhost_username: Option<Spanned<Words>>,
@@ -69,6 +69,40 @@ impl<'de> Deserialize<'de> for Words {
     }
 }
 
+/// CPUs: a string or a list. A number alone could be a mask as well as a CPU, and TOML does not tell how it was written;
+/// so those in the list are kept with their places.
+struct CpuWords(Vec<Spanned<Words>>);
+
+impl<'de> Deserialize<'de> for CpuWords {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl<'de> Visitor<'de> for Reader {
+            type Value = CpuWords;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(CPUS_EXPECTED)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<CpuWords, E> {
+                Ok(CpuWords(vec![Spanned::new(0..0, Words(vec![text.to_owned()]))]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<CpuWords, A::Error> {
+                let mut words = Vec::new();
+                while let Some(word) = list.next_element()? {
+                    words.push(word);
+                }
+                Ok(CpuWords(words))
+            }
+        }
+
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+const CPUS_EXPECTED: &str = r#"a string ("1,2", or the mask "0x6") or a list of decimal numbers ([1, 2])"#;
+
 /// Reads `text`, the contents of the file `path`.
 pub(super) fn parse(path: &Path, text: &str) -> Result<Layer, String> {
     let file: File = toml::from_str(text).map_err(|error| {
@@ -80,7 +114,20 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Layer, String> {
         line: line_of(text, offset),
         key: key.to_owned(),
     };
-    // Where one word is expected, a list is the same with commas (`cpus`); the checks find what makes no sense.
+    let cpus = match file.cpus {
+        None => None,
+        Some(value) => {
+            let origin = origin("cpus", value.span().start);
+            let words = value.into_inner().0;
+            let written = |word: &Spanned<Words>| text.get(word.span()).unwrap_or_default().as_bytes();
+            if words.iter().any(|word| matches!(written(word), [b'0', b'x' | b'o' | b'b', ..])) {
+                return Err(format!("{origin}: {CPUS_EXPECTED} is expected"));
+            }
+            let words: Vec<String> = words.into_iter().flat_map(|word| word.into_inner().0).collect();
+            Some(Sourced::new(words.join(","), origin))
+        }
+    };
+    // Where one word is expected, a list is the same with commas; the checks find what makes no sense.
     let word = |key: &str, value: Option<Spanned<Words>>| -> Option<Text> {
         value.map(|value| {
             let origin = origin(key, value.span().start);
@@ -97,7 +144,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Layer, String> {
         })
     };
     Ok(Layer {
-        cpus: word("cpus", file.cpus),
+        cpus,
         vhost_path: word("vhost-path", file.vhost_path),
         vhost_socket: word("vhost-socket", file.vhost_socket),
         vhost_username: word("vhost-username", file.vhost_username),
@@ -149,11 +196,27 @@ mod tests {
     }
 
     #[test]
+    fn cpus_are_a_string_or_decimal_numbers() {
+        for (text, cpus) in [
+            ("[1, 2]", "1,2"),
+            ("[10]", "10"),
+            ("\"0x6\"", "0x6"),
+            ("[\"0x6\"]", "0x6"),
+            ("['1-3', 0]", "1-3,0"),
+        ] {
+            assert_eq!(read(&format!("cpus = {text}")).unwrap().cpus.unwrap().value, cpus, "{text}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_told_by_line_and_key() {
         for (text, says) in [
-            ("cpus = 1\ncpu = 2\n", "c.toml:2: unknown field `cpu`"),
+            ("cpus = [1]\ncpu = 2\n", "c.toml:2: unknown field `cpu`"),
             ("\n\nenable-jumbo = \"yes\"\n", "c.toml:3: "),
-            ("cpus = { a = 1 }\n", "a string, a number, or a list"),
+            ("relays = { a = 1 }\n", "a string, a number, or a list"),
+            ("cpus = 0x2\n", "decimal numbers ([1, 2])"),
+            ("cpus = 2\n", "decimal numbers ([1, 2])"),
+            ("\ncpus = [1, 0x2]\n", "c.toml:2: cpus: a string"),
             ("cpus = \n", "c.toml:1: "),
         ] {
             let error = read(text).unwrap_err();

@@ -50,11 +50,13 @@ impl Validator<'_> {
                 |_| format!("'{text}' is no address; write IP:PORT, as in 127.0.0.1:9100 or [::]:9100");
             text.parse::<SocketAddr>().map(Some).map_err(wrong)
         });
-        let guest = GuestOffer {
-            mergeable_buffers: on(&layer.enable_mrgbuf),
-            jumbo: on(&layer.enable_jumbo),
-            segmentation: on(&layer.enable_tso),
-        };
+        if let Some(Sourced { origin, .. }) = &layer.enable_jumbo {
+            self.notices.push(Notice::Info(format!(
+                "{origin} has no effect: VFs are always asked for their largest frame"
+            )));
+        }
+        let guest =
+            GuestOffer { mergeable_buffers: on(&layer.enable_mrgbuf), segmentation: on(&layer.enable_tso) };
         Config {
             cpus,
             relays,
@@ -170,7 +172,8 @@ fn relays(text: &str) -> Result<u32, String> {
 fn path(text: &str) -> Result<PathBuf, String> {
     match text {
         "" => Err("an empty path names nothing".to_owned()),
-        text => Ok(PathBuf::from(text)),
+        text if text.starts_with('/') => Ok(PathBuf::from(text)),
+        text => Err(format!("'{text}' depends on where the daemon is started; give an absolute path")),
     }
 }
 
