@@ -28,8 +28,8 @@ const LOBBY_TIME: Duration = Duration::from_millis(500);
 
 /// Accepts connections and keeps count of them.
 ///
-/// Connections beyond the limit go to the lobby, as many again, where they hear that the house is full; the rest are
-/// closed without a word.
+/// Connections beyond the limit go to the lobby, as many again, where they hear that the house is full; the rest
+/// wait before the door, where the kernel keeps them, until the lobby has room.
 pub(super) struct Acceptor {
     places: Arc<Semaphore>,
     lobby: Arc<Semaphore>,
@@ -87,8 +87,9 @@ impl Acceptor {
             };
             let (service, time, place) = match self.places.clone().try_acquire_owned() {
                 Ok(place) => (router(&stream), self.limits.request, place),
-                Err(_) => match self.lobby.clone().try_acquire_owned() {
+                Err(_) => match self.lobby.clone().acquire_owned().await {
                     Ok(place) => (routes::full(), LOBBY_TIME, place),
+                    // Nobody closes it.
                     Err(_) => continue,
                 },
             };
