@@ -1,0 +1,91 @@
+//! What the control socket gets to see and do: states, codes, drops and CPUs as users know them.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use control::Daemon;
+use control::api::{AddDevice, DeviceSpec, DeviceState, GuestState, ProblemCode, RemoveDevice};
+use forwarder::daemon::Forwarder;
+use forwarder::worker::{Idle, Worker};
+use pmd::VfOptions;
+use relay::Relay;
+use relay::relay::Placement;
+
+/// Two relays without sockets, and the worker that must outlive them.
+fn forwarder() -> (Forwarder, Worker) {
+    let cpu = forwarder::config::Machine::this().allowed.into_iter().next().unwrap();
+    let worker = Worker::start(cpu, Idle::Adaptive).unwrap();
+    let placement = Placement { vf_to_vm: worker.handle().clone(), vm_to_vf: worker.handle().clone() };
+    let relays = (0..2).map(|id| Arc::new(Relay::new(id, placement.clone()))).collect();
+    (Forwarder::new(relays, Vec::new(), VfOptions::default()), worker)
+}
+
+fn device(name: &str) -> DeviceSpec {
+    name.parse().unwrap()
+}
+
+fn add(daemon: &Forwarder, id: u32, name: &str, conditional: bool) -> Result<(), ProblemCode> {
+    let request = AddDevice { device: device(name), conditional };
+    daemon.add_device(id, &request).map_err(|problem| problem.code)
+}
+
+fn remove(daemon: &Forwarder, id: u32, name: Option<&str>, conditional: bool) -> Result<(), ProblemCode> {
+    let request = RemoveDevice { device: name.map(device), conditional };
+    daemon.remove_device(id, &request).map_err(|problem| problem.code)
+}
+
+#[test]
+fn a_device_is_added_seen_and_removed() {
+    let (daemon, _worker) = forwarder();
+    assert_eq!(daemon.relay(1).unwrap().device_state, DeviceState::Uninit);
+    add(&daemon, 1, "null", false).unwrap();
+    let relay = daemon.relay(1).unwrap();
+    assert_eq!((relay.device_state, relay.guest_state), (DeviceState::Added, GuestState::Uninit));
+    assert_eq!((relay.active, relay.cpus.vf_to_vm), (false, None));
+    assert_eq!(relay.device.unwrap().driver, "null");
+    remove(&daemon, 1, Some("null"), false).unwrap();
+    assert!(daemon.relay(1).unwrap().device.is_none());
+    daemon.stop();
+}
+
+#[test]
+fn what_cannot_be_done_has_the_code_that_says_why() {
+    let (daemon, _worker) = forwarder();
+    assert_eq!(add(&daemon, 2, "null", false), Err(ProblemCode::RelayNotFound));
+    assert_eq!(remove(&daemon, 0, None, false), Err(ProblemCode::NoDevice));
+    assert_eq!(remove(&daemon, 0, None, true), Ok(()));
+    add(&daemon, 0, "loopback", false).unwrap();
+    assert_eq!(add(&daemon, 0, "null", false), Err(ProblemCode::RelayOccupied));
+    assert_eq!(add(&daemon, 0, "null", true), Err(ProblemCode::RelayOccupied), "another device");
+    assert_eq!(add(&daemon, 0, "loopback", true), Ok(()), "the same");
+    assert_eq!(remove(&daemon, 0, Some("null"), true), Err(ProblemCode::DeviceMismatch));
+    assert_eq!(add(&daemon, 1, "ffff:ff:1f.7", false), Err(ProblemCode::DeviceNotFound));
+    assert_eq!(add(&daemon, 1, "pcap:/tmp/x", false), Err(ProblemCode::DeviceUnsupported));
+    assert_eq!(add(&daemon, 1, "null", false), Ok(()), "a device that could not be opened leaves no trace");
+    daemon.stop();
+    assert!(daemon.relays().unwrap().iter().all(|relay| relay.device.is_none()));
+}
+
+#[test]
+fn statistics_leave_out_what_is_not_active_unless_asked() {
+    let (daemon, _worker) = forwarder();
+    add(&daemon, 1, "null", false).unwrap();
+    assert!(daemon.statistics(&[], false).unwrap().is_empty());
+    let all = daemon.statistics(&[], true).unwrap();
+    assert_eq!(all.len(), 2);
+    assert!(all[0].vf_to_vm.counters.is_none() && all[0].vf_to_vm.drops.is_empty());
+    assert_eq!((all[1].vf_to_vm.active, all[1].vm_to_vf.active), (true, false));
+    assert!(all[1].vf_to_vm.counters.is_some() && all[1].vf_to_vm.drops.contains_key("guest_queue_full"));
+    assert_eq!(daemon.statistics(&[1], true).unwrap().len(), 1);
+    daemon.stop();
+}
+
+#[test]
+fn metrics_name_relay_direction_queue_and_reason() {
+    let (daemon, _worker) = forwarder();
+    let text = daemon.metrics_text().unwrap();
+    let line = r#"virtio_forwarder_dropped_frames_total{relay="1",direction="vm_to_vf",queue="0",reason="vf_not_connected"} 0"#;
+    assert!(text.contains(line), "{text}");
+    assert!(text.trim_end().ends_with("# EOF"));
+}
