@@ -5,7 +5,7 @@
 # where they have one requester id. The daemon and its two guests run there. Takes about 5 minutes.
 # nightly
 # expect: both_served ping_first ping_second group_is_told daemon_ended
-# timeout: 800
+# timeout: 1200
 . tests/lab/responder.sh
 
 # VF2 is the kernel's here: VF0 and VF1 go to the machine inside.
@@ -16,7 +16,7 @@ kernel_vf "$VF2" vf1 10.0.0.2/24 fd00::2/64
 inner=/var/tmp/inner
 mkdir -p $inner/out
 cat > $inner/job.sh <<INNER
-# timeout: 700
+# timeout: 1100
 . "${LAB_LIB:-tests/lab}/vfs.sh"
 load_vfio
 VFS=\$(cd /sys/bus/pci/devices; grep -l 0x10ca */device | cut -d/ -f1)
@@ -39,7 +39,7 @@ export LAB_OUT=$inner/out LAB_MEM=640 LAB_CPUS=1 LAB_APPEND=no_timer_check
 export LAB_QEMU="-device pcie-pci-bridge,id=br -device vfio-pci,host=$VF0,bus=br,addr=1 -device vfio-pci,host=$VF1,bus=br,addr=2"
 spawn responder tests/lab/lab run $inner/job.sh
 both() { [ "$(grep -c '^ready' "$OUT/responder.log")" = 2 ] && [ "$(grep -c '0000:.* runs' "$OUT/responder.log")" -ge 2 ]; }
-check both_served within 550 both
+check both_served within 900 both
 ip neigh replace "$PEER" lladdr 52:54:00:00:00:10 dev vf1
 check ping_first pings 100
 ip neigh replace "$PEER" lladdr 52:54:00:00:00:11 dev vf1
