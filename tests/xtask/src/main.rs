@@ -1,3 +1,4 @@
+#![forbid(unsafe_code)]
 //! Project tasks: `cargo xtask test` installs what the tests need and runs all of them.
 
 mod job;
