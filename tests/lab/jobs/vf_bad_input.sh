@@ -23,7 +23,7 @@ refused wrong_vf_removed "$VF2|$VF0" pc remove --virtio-id 1 --pci-addr "$VF2"
 
 # A daemon that runs as an ordinary user may not open the group's file, and one may name a VF that is not there: both
 # are errors in the log, and the other relays are served.
-mkdir -m 777 "$RUN/nobody"
+install -d -m 755 -o nobody "$RUN/nobody"
 spawn nobody setpriv --reuid nobody --regid nogroup --clear-groups --inh-caps=-all "$TARGET/virtio-forwarder" --cpus 1 \
     --relays 4 --vhost-path "$RUN/nobody/vhost" --control-socket "$RUN/nobody/control.sock" \
     --add-pci-vf "$VF2=1" --add-pci-vf 0000:99:00.0=2
