@@ -8,14 +8,19 @@
 #   hugepages N       N pages of 2 MiB, and hugetlbfs on /dev/hugepages
 
 # The order matters: VFs first, PF up second, wait for link, MACs third, VF drivers last. Any other order leaves the
-# VF mailbox unanswered and the VF with a random MAC and no carrier. Called again it starts from no VFs.
+# VF mailbox unanswered and the VF with a random MAC and no carrier. Called again it starts from no VFs; then, too, no
+# driver may sit on a VF while the PF goes down or the VF is made: the kernel has been seen to spin for ever over that.
 make_vfs() {
-    local n=$1 i dev
+    local n=$1 i dev vf
     for dev in /sys/class/net/*; do
         if [ -e "$dev/device/sriov_totalvfs" ]; then PF=$(basename "$dev"); fi
     done
     ip link set lo up
+    for vf in "/sys/class/net/$PF/device"/virtfn*; do
+        if [ -e "$vf/driver" ]; then basename "$(readlink "$vf")" > "$vf/driver/unbind"; fi
+    done
     ip link set "$PF" down
+    echo 0 > "/sys/class/net/$PF/device/sriov_drivers_autoprobe"
     echo 0 > "/sys/class/net/$PF/device/sriov_numvfs"
     echo "$n" > "/sys/class/net/$PF/device/sriov_numvfs"
     ip link set "$PF" up
