@@ -32,6 +32,8 @@ pub struct Identity {
     pub max_frame: u32,
     /// Whether it only carries frames from and for its own `mac` (a VF): guests with another address need to be told.
     pub filters_by_mac: bool,
+    /// How `ip link set` names a VF at its PF: `eth0 vf 0`; `None` where that is not known, or it is no VF.
+    pub at_pf: Option<String>,
 }
 
 /// State of the wire.

@@ -202,9 +202,10 @@ impl Control {
         self.warned = Some((guest, Instant::now()));
         tracing::warn!(
             "relay {}: the guest sends from {guest}, but {} only receives for {own}: give the guest that address, or \
-             the VF the guest's: ip link set PF vf N mac {guest}",
+             the VF the guest's: ip link set {} mac {guest}",
             self.relay.id(),
-            identity.name
+            identity.name,
+            identity.at_pf.as_deref().unwrap_or("PF vf N")
         );
     }
 

@@ -53,6 +53,7 @@ impl Borrower {
             mac: Some(MacAddress([0x52, 0x54, 0, 0, 0, 9])),
             max_frame: 1518,
             filters_by_mac: true,
+            at_pf: None,
         };
         (Self { identity, bench: Arc::clone(&bench) }, bench)
     }

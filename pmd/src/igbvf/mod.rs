@@ -124,6 +124,7 @@ impl Igbvf {
             mac: None,
             max_frame: 0,
             filters_by_mac: true,
+            at_pf: setup.place.as_ref().map(|(interface, number)| format!("{interface} vf {number}")),
         };
         let mut device = Self {
             identity,
@@ -166,10 +167,7 @@ impl Igbvf {
 
     /// `PF vf N` as operators write it.
     fn place(&self) -> String {
-        match &self.place {
-            Some((interface, number)) => format!("{interface} vf {number}"),
-            None => "PF vf N".to_owned(),
-        }
+        self.identity.at_pf.clone().unwrap_or("PF vf N".to_owned())
     }
 
     fn disagreement(&self, cause: Disagreement) -> DeviceError {

@@ -21,6 +21,7 @@ impl Null {
             mac: None,
             max_frame: u32::from(u16::MAX),
             filters_by_mac: false,
+            at_pf: None,
         };
         Self { identity }
     }

@@ -57,6 +57,7 @@ impl Tap {
             mac: None,
             max_frame: BUFFER as u32,
             filters_by_mac: false,
+            at_pf: None,
         };
         Ok(Self { identity, file: Arc::new(file), link: None, oversized: Arc::default() })
     }
