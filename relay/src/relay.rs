@@ -35,7 +35,7 @@ pub struct GuestStatus {
     pub features: u64,
 }
 
-/// How far a device is. The names are those of the C daemon (`DPDK_…` is history; users' scripts match on it).
+/// How far a device is. Users see the C daemon's names for these (`DPDK_ADDED` …), which the API knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceState {
     /// None.
@@ -48,18 +48,6 @@ pub enum DeviceState {
     Removing,
 }
 
-impl DeviceState {
-    /// The name that users see.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Uninit => "DPDK_UNINIT",
-            Self::Added => "DPDK_ADDED",
-            Self::Ready => "DPDK_READY",
-            Self::Removing => "DPDK_REMOVING1",
-        }
-    }
-}
-
 /// How far a guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestState {
@@ -67,16 +55,6 @@ pub enum GuestState {
     Uninit,
     /// Both rings run.
     Ready,
-}
-
-impl GuestState {
-    /// The name that users see.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Uninit => "VIRTIO_UNINIT",
-            Self::Ready => "VIRTIO_READY",
-        }
-    }
 }
 
 /// The workers of a relay, one for each direction; often the same.

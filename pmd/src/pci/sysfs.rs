@@ -72,11 +72,6 @@ impl Sysfs {
         self.root.join("bus/pci/devices").join(address.to_string())
     }
 
-    /// Whether the function is there.
-    pub fn exists(&self, address: Address) -> bool {
-        self.device(address).exists()
-    }
-
     /// Vendor and device id; an error where there is no such function.
     pub fn ids(&self, address: Address) -> Result<Ids, DeviceError> {
         let read = |name| self.hexadecimal(address, name).and_then(|id| u16::try_from(id).ok());
