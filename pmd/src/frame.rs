@@ -16,6 +16,8 @@ use std::ptr::NonNull;
 
 use arrayvec::ArrayVec;
 
+use crate::offload::Offload;
+
 /// Frames in one burst.
 pub const BURST_FRAMES: usize = 32;
 /// Segments in one burst, over all its frames.
@@ -110,6 +112,7 @@ pub struct Frame {
     count: u16,
     len: u32,
     token: Token,
+    offload: Offload,
 }
 
 impl Frame {
@@ -124,6 +127,12 @@ impl Frame {
     #[inline]
     pub fn token(&self) -> Token {
         self.token
+    }
+
+    /// What is left to do for it.
+    #[inline]
+    pub fn offload(&self) -> &Offload {
+        &self.offload
     }
 }
 
@@ -185,9 +194,15 @@ impl Burst {
     /// dropped then.
     #[inline]
     pub fn finish_frame(&mut self, token: Token) -> bool {
+        self.finish_frame_with(token, Offload::NONE)
+    }
+
+    /// As [`finish_frame`](Self::finish_frame), for a frame that leaves something to do.
+    #[inline]
+    pub fn finish_frame_with(&mut self, token: Token, offload: Offload) -> bool {
         let (first, end) = (self.open, self.segments.len());
         let len = self.segments[first..end].iter().map(|segment| segment.len).sum();
-        let frame = Frame { first: first as u16, count: (end - first) as u16, len, token };
+        let frame = Frame { first: first as u16, count: (end - first) as u16, len, token, offload };
         if self.frames.try_push(frame).is_err() {
             self.segments.truncate(first);
             return false;

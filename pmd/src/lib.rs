@@ -12,6 +12,7 @@ pub mod igbvf;
 pub mod intel;
 pub mod mac;
 pub mod memory;
+pub mod offload;
 pub mod pci;
 pub mod registers;
 pub mod software;
@@ -24,5 +25,6 @@ pub use device::{
 };
 pub use frame::{Burst, Frame, Frames, Segment, Token};
 pub use mac::MacAddress;
+pub use offload::{Capabilities, Checksum, Offload, Segmentation};
 pub use pci::Address;
 pub use vf::{VfOptions, open_vf};

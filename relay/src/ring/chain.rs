@@ -57,6 +57,8 @@ pub enum Stop {
     Malformed(DropReason),
     /// The visitor has had enough; nothing is wrong.
     Enough,
+    /// An address has no translation yet; it was asked for.
+    Unmapped,
 }
 
 impl From<DropReason> for Stop {

@@ -5,6 +5,7 @@
 
 pub mod chain;
 pub mod notify;
+pub mod queue;
 pub mod receive;
 pub mod split;
 pub mod transmit;

@@ -50,7 +50,7 @@ impl TransmitRing {
             let head = self.ring.head(0);
             match self.push_frame(head, burst) {
                 Ok(()) => self.ring.take(1),
-                Err(Stop::Enough) => return,
+                Err(Stop::Enough | Stop::Unmapped) => return,
                 Err(Stop::Malformed(reason)) => {
                     if !burst.is_empty() {
                         return;

@@ -1,0 +1,71 @@
+//! What the device side does with a ring, whichever its layout: the one mechanism that split and packed rings share.
+//!
+//! ```text
+//!   begin_burst ─▶ next_chain ─▶ take ─▶ … ─▶ complete ─▶ publish
+//!                      ▲           │ put_back (nothing completed since)
+//!                      └───────────┘
+//! ```
+
+use pmd::Segment;
+
+use super::chain::{Access, Stop};
+
+/// A chain of descriptors, as its ring knows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chain {
+    /// Index of the head (split) or buffer id (packed).
+    pub id: u16,
+    /// Slots that the chain takes in the ring that the driver fills: 1 in a split ring (its entry in the available
+    /// ring), the number of its descriptors in a packed ring.
+    pub slots: u16,
+}
+
+/// A piece of a chain's buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Where it is mapped here.
+    pub segment: Segment,
+    /// Guest physical address of its first byte, which is what a dirty log counts in.
+    pub gpa: u64,
+}
+
+/// The driver's available index is further ahead than the ring is long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadIndex;
+
+/// The next chain, walked.
+pub type Walked = (Chain, Result<(), Stop>);
+
+/// The device side of a virtqueue.
+pub trait Virtqueue {
+    /// Begins a burst of at most `wanted` chains: looks up what waits, asks the processor for what will be walked, and
+    /// starts counting the descriptors looked at.
+    fn begin_burst(&mut self, wanted: u16) -> Result<(), BadIndex>;
+
+    /// Whether so many descriptors were looked at in this burst that others must have their turn: a guest that writes
+    /// long chains for nothing costs its neighbours no more than one with full bursts does.
+    fn is_exhausted(&self) -> bool;
+
+    /// Visits the buffers of the first chain that waits, cut where mappings end; empty buffers are left out. `None`
+    /// when no chain waits. The chain goes on waiting until [`take`](Self::take).
+    ///
+    /// With [`Stop::Malformed`] the chain is to be taken and completed unused, with [`Stop::Enough`] the visitor ended
+    /// the walk, with [`Stop::Unmapped`] an address is not known yet: the chain is to be left where it is.
+    fn next_chain(&mut self, access: Access, visit: impl FnMut(Piece) -> Result<(), Stop>) -> Option<Walked>;
+
+    /// Marks the chain that [`next_chain`](Self::next_chain) returned last as taken.
+    fn take(&mut self, chain: Chain);
+
+    /// Puts back what was taken last: chains with `slots` slots in all, none of which may have been completed.
+    fn put_back(&mut self, slots: u16);
+
+    /// Writes a used entry: `chain` is done and `len` bytes of it were written. The driver sees it after
+    /// [`publish`](Self::publish).
+    fn complete(&mut self, chain: Chain, len: u32);
+
+    /// Lets the driver see all completed chains and interrupts it if it wants that; returns whether it was.
+    fn publish(&mut self) -> bool;
+
+    /// Lets the driver see all completed chains, without interrupting it: for a ring that is being stopped.
+    fn publish_quietly(&mut self);
+}
