@@ -106,8 +106,9 @@ impl Server {
                     PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
                     PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
                 ];
-                if let Some((_, connection)) = &self.guest {
+                if let Some((session, connection)) = &self.guest {
                     fds.push(PollFd::from_borrowed_fd(connection.fd(), PollFlags::IN));
+                    fds.push(PollFd::from_borrowed_fd(session.bell(), PollFlags::IN));
                 }
                 let timeout = tick.as_ref().filter(|_| self.guest.is_some());
                 match poll(&mut fds, timeout) {
@@ -156,8 +157,10 @@ impl Server {
             ),
             None => {
                 tracing::info!("relay {id}: VM connected on {path} ({})", who(peer));
-                let session = Session::new(Arc::clone(&self.relay), &self.options, peer);
-                self.guest = Some((session, connection));
+                match Session::new(Arc::clone(&self.relay), &self.options, peer) {
+                    Ok(session) => self.guest = Some((session, connection)),
+                    Err(error) => tracing::warn!("relay {id}: cannot serve {path}: {error}"),
+                }
             }
         }
     }
@@ -165,6 +168,7 @@ impl Server {
     /// Handles what the guest has sent, and ends the connection when there is a reason to.
     fn serve(&mut self) {
         let Some((session, connection)) = &mut self.guest else { return };
+        session.look_after();
         let (id, path) = (self.relay.id(), self.path.display());
         match serve(connection, session) {
             Ok(()) => match session.offence() {

@@ -1,6 +1,7 @@
 //! Descriptors and chains: what a guest may write, and what is wrong when it wrote something else.
 
 use crate::counters::DropReason;
+use crate::guest::iotlb::Permission;
 
 /// `VIRTQ_DESC_F_NEXT`: the chain goes on at `next` (virtio 1.3, 2.7.5).
 pub const NEXT: u16 = 1;
@@ -47,6 +48,15 @@ impl Access {
     #[inline]
     pub fn allows(self, flags: u16) -> bool {
         (flags & WRITE != 0) == (self == Access::Write)
+    }
+
+    /// What a translation must permit for it.
+    #[inline]
+    pub fn permission(self) -> Permission {
+        match self {
+            Access::Read => Permission::Read,
+            Access::Write => Permission::Write,
+        }
     }
 }
 

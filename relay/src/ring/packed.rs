@@ -1,0 +1,2 @@
+//! stub
+pub type PackedRing = super::split::SplitRing;
