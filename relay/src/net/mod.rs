@@ -9,4 +9,4 @@ pub mod checksum;
 pub mod hash;
 pub mod header;
 pub mod packet;
-//pub mod segment;
+pub mod segment;
