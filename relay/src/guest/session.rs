@@ -193,7 +193,7 @@ impl Session {
             }
             R::SET_VRING_BASE => {
                 let (index, base) = self.ring_state(message)?;
-                self.change(index, |ring| ring.config.next_available = base as u16)?;
+                self.change(index, |ring| ring.config.base = base)?;
             }
             R::SET_VRING_ADDR => {
                 let address: VhostUserVringAddr = payload(message)?;
@@ -229,10 +229,7 @@ impl Session {
                 let ring = &mut self.rings[index];
                 ring.started = false;
                 (ring.call, ring.kick) = (None, None);
-                return Ok(Answer::State(VhostUserVringState::new(
-                    index as u32,
-                    u32::from(ring.config.next_available),
-                )));
+                return Ok(Answer::State(VhostUserVringState::new(index as u32, ring.config.base)));
             }
             R::RESET_OWNER | R::RESET_DEVICE => self.stop_all(true),
             // SET_OWNER; whatever else is in the table has a case above.
@@ -323,7 +320,7 @@ impl Session {
             return;
         }
         if let Some(next) = self.relay.detach_ring(index) {
-            self.rings[index].config.next_available = next;
+            self.rings[index].config.base = u32::from(next);
             tracing::debug!(relay = self.relay.id(), index, next, "ring stopped");
         }
     }

@@ -49,10 +49,15 @@ pub struct RingConfig {
     pub available: u64,
     /// User address of the used ring.
     pub used: u64,
-    /// The first available slot that has not been taken.
-    pub next_available: u16,
+    /// Where the ring goes on: the first available slot that has not been taken (split), or a
+    /// [`Position`](super::position::Position) twice, that of the device side in the upper half (packed).
+    pub base: u32,
     /// Whether indirect descriptors were negotiated.
     pub indirect: bool,
+    /// Whether event indices were negotiated.
+    pub event_idx: bool,
+    /// Whether chains are to be completed in the order in which they were taken.
+    pub in_order: bool,
 }
 
 /// Why a ring cannot be started.
@@ -61,6 +66,17 @@ pub enum RingError {
     /// Size is no power of two from 2 to 32768.
     #[error("ring size {0} is not a power of two from {MIN_SIZE} to {MAX_SIZE}")]
     Size(u16),
+    /// Size of a packed ring is not from 2 to 32768.
+    #[error("packed ring size {0} is not from {MIN_SIZE} to {MAX_SIZE}")]
+    PackedSize(u16),
+    /// The base of a packed ring is outside it.
+    #[error("a ring of {size} descriptors cannot go on from base {base:#x}")]
+    Base {
+        /// As the front end said it.
+        base: u32,
+        /// Number of descriptors.
+        size: u16,
+    },
     /// One of the three areas is misaligned.
     #[error("the {area} at {address:#x} is not aligned to {alignment} bytes")]
     Alignment {
@@ -141,8 +157,8 @@ impl SplitRing {
             used,
             size,
             indirect: config.indirect,
-            next_avail: config.next_available,
-            seen_avail: config.next_available,
+            next_avail: config.base as u16,
+            seen_avail: config.base as u16,
             next_used: 0,
             published: 0,
             visited: 0,

@@ -39,8 +39,10 @@ impl Guest {
             descriptors: self.ram.user_of(self.ring.descriptors),
             available: self.ram.user_of(self.ring.available),
             used: self.ram.user_of(self.ring.used),
-            next_available: 0,
+            base: 0,
             indirect: true,
+            event_idx: false,
+            in_order: false,
         }
     }
 
@@ -432,8 +434,10 @@ fn long_chains_for_nothing_cost_a_bounded_number_of_looks() {
         descriptors: ram.user_of(driver.descriptors),
         available: ram.user_of(driver.available),
         used: ram.user_of(driver.used),
-        next_available: 0,
+        base: 0,
         indirect: true,
+        event_idx: false,
+        in_order: false,
     };
     let counters = DirectionCounters::default();
     let mut bytes = vec![0; 1500];
