@@ -907,3 +907,104 @@ proptest! {
         run(size, in_order, start, &steps)?;
     }
 }
+
+/// Sleeps until the eventfd is written to.
+fn sleep(eventfd: &std::os::fd::OwnedFd) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+    let mut waiting = [PollFd::new(eventfd, PollFlags::IN)];
+    assert_eq!(poll(&mut waiting, Some(&limit)), Ok(1), "nobody told us");
+    rustix::io::read(eventfd, &mut [0; 8]).unwrap();
+}
+
+#[test]
+fn two_threads_that_sleep_when_idle_wake_each_other_and_see_what_the_other_wrote() {
+    use rustix::event::{EventfdFlags, eventfd};
+    const CHAINS: u32 = 20_000;
+    for (size, event_idx) in [(2, false), (2, true), (7, true), (64, false), (64, true)] {
+        let mut guest = Guest::new(size);
+        (guest.event_idx, guest.ring.event_idx) = (event_idx, event_idx);
+        let fresh = || eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let (call, kick) = (fresh(), fresh());
+        let ours = Call::new(call.try_clone().unwrap()).unwrap();
+        let mut ring = PackedRing::new(&guest.config(), &guest.memory, Some(ours)).unwrap();
+        let kicked = kick.try_clone().unwrap();
+        let driver = std::thread::spawn(move || {
+            let Guest { ram, mut ring, .. } = guest;
+            let mut ids: Vec<u16> = (0..size).collect();
+            let (mut sent, mut back) = (0, 0);
+            while back < CHAINS {
+                let mut idle = true;
+                while sent < CHAINS
+                    && let Some(id) = ids.pop()
+                {
+                    let at = BUFFERS + 64 * u64::from(id);
+                    ram.write(at, &sent.to_le_bytes());
+                    let slots = 1 + sent as usize % 3 % usize::from(size);
+                    // The number is in the last buffer; the others are noise before it.
+                    let mut chain = vec![descriptor(BUFFERS - 64, 1, 0); slots];
+                    chain[slots - 1] = descriptor(at, 4, 0);
+                    if !ring.push(&ram, id, &chain) {
+                        ids.push(id);
+                        break;
+                    }
+                    sent += 1;
+                    idle = false;
+                    if sent % 5 == 0 {
+                        break;
+                    }
+                }
+                if ring.publish(&ram) {
+                    rustix::io::write(&kick, &1u64.to_ne_bytes()).unwrap();
+                }
+                let mut reap = |ring: &mut PackedDriver| {
+                    let before = back;
+                    while let Some((id, len)) = ring.pop(&ram) {
+                        assert_eq!(len, back, "in order, and written before it was used");
+                        ids.push(id);
+                        back += 1;
+                    }
+                    back > before
+                };
+                if !reap(&mut ring) && idle {
+                    let flags = if event_idx { AT_DESCRIPTOR } else { ENABLE };
+                    ring.set_driver_event(&ram, Suppression { event: ring.next_used.bits(), flags });
+                    if !reap(&mut ring) {
+                        sleep(&call);
+                    }
+                    ring.set_polling(&ram, true);
+                }
+            }
+        });
+        let mut number = 0;
+        ring.disable_kicks();
+        while number < CHAINS {
+            let burst = |ring: &mut PackedRing, number: &mut u32| {
+                let before = *number;
+                ring.begin_burst(8).unwrap();
+                for _ in 0..8 {
+                    let mut bytes = [0; 4];
+                    let found = ring.next_chain(Access::Read, |piece| {
+                        piece.segment.copy_to(&mut bytes);
+                        Ok(())
+                    });
+                    let Some((chain, walked)) = found else { break };
+                    assert_eq!((walked, u32::from_le_bytes(bytes)), (Ok(()), *number));
+                    ring.take(chain);
+                    ring.complete(chain, *number);
+                    *number += 1;
+                }
+                ring.publish();
+                *number > before
+            };
+            if !burst(&mut ring, &mut number) {
+                ring.enable_kicks();
+                if !burst(&mut ring, &mut number) {
+                    sleep(&kicked);
+                }
+                ring.disable_kicks();
+            }
+        }
+        driver.join().unwrap();
+    }
+}
