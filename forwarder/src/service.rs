@@ -93,7 +93,6 @@ fn complain(config: &Config) -> anyhow::Result<()> {
     }
     let missing = [
         (config.sockets.dynamic, "--dynamic-sockets: sockets cannot be added at run time; relays have none"),
-        (config.guest.segmentation, "--enable-tso: segmentation is not offered to guests"),
         (config.vf_token.is_some(), "--vfio-vf-token: VFs whose PF is held by VFIO cannot be opened"),
     ];
     for (_, sentence) in missing.iter().filter(|(asked, _)| *asked) {
@@ -113,7 +112,8 @@ fn make_relays(config: &Config, workers: &[Worker]) -> anyhow::Result<Vec<Arc<Re
 
 fn serve(config: &Config, relays: &[Arc<Relay>]) -> anyhow::Result<Vec<Endpoint>> {
     let owner = SocketOwner { user: config.sockets.owner, group: config.sockets.group };
-    let guest = GuestOptions { mergeable: config.guest.mergeable_buffers };
+    let guest =
+        GuestOptions { mergeable: config.guest.mergeable_buffers, segmentation: config.guest.segmentation };
     prepare_directory(&config.sockets.directory, owner)?;
     let endpoint = |relay: &Arc<Relay>| {
         let path = config.sockets.path(relay.id());

@@ -16,7 +16,8 @@ use pmd::{MacAddress, Receive, Transmit, TransmitQueue};
 use crate::announcement::Announcement;
 use crate::counters::{DirectionCounters, DropReason};
 use crate::lane::{
-    DeviceSink, Direction, Lane, LaneCounters, LaneKey, Leftover, MOST_PAIRS, Sink, Source, complete, tell_apart,
+    DeviceSink, Direction, Lane, LaneCounters, LaneKey, Leftover, MOST_PAIRS, Sink, Source, complete,
+    tell_apart,
 };
 use crate::path::Path;
 use crate::ring::{ReceiveRing, TransmitRing};
@@ -100,7 +101,10 @@ impl Ends {
         } else {
             (self.device_transmit.drain(..).map(Sink::Device).collect(), &counters.vm_to_vf)
         };
-        let sinks = or_nobody(sinks, if self.cable { DropReason::VmNotConnected } else { DropReason::VfNotConnected });
+        let sinks = or_nobody(
+            sinks,
+            if self.cable { DropReason::VmNotConnected } else { DropReason::VfNotConnected },
+        );
         let path = |(source, ring): (usize, &TransmitRing)| {
             // The receive ring of the same pair, if it runs.
             let twin = |sink: &Sink| matches!(sink, Sink::Guest(other) if other.pair() == ring.pair());
@@ -119,15 +123,15 @@ impl Ends {
             return None;
         }
         let sinks = or_nobody(self.receive_sinks(), DropReason::VmNotConnected);
-        let counters = LaneCounters {
-            source: Arc::clone(&counters.vf_to_vm),
-            sink: Arc::clone(&counters.vf_to_vm),
-        };
+        let counters =
+            LaneCounters { source: Arc::clone(&counters.vf_to_vm), sink: Arc::clone(&counters.vf_to_vm) };
         let queues = self.device_receive.len();
         let (mut sources, mut paths) = (Vec::with_capacity(queues), Vec::new());
         for (index, (queue, leftover)) in self.device_receive.drain(..).enumerate() {
             // Each ring has one queue that feeds it; where there are fewer rings than queues, they share.
-            let feeds = |sink: &usize| sink % queues == index || (sinks.len() <= index && index % sinks.len() == *sink);
+            let feeds = |sink: &usize| {
+                sink % queues == index || (sinks.len() <= index && index % sinks.len() == *sink)
+            };
             let mut own: Vec<Path> =
                 (0..sinks.len()).filter(feeds).map(|sink| Path::new(index, sink, true)).collect();
             let mut source = Source::Device(queue);

@@ -7,7 +7,7 @@ use pmd::{Accepted, Burst, Capabilities, Frame, Frames, Segment, TransmitQueue};
 
 use crate::counters::{DirectionCounters, DropReason};
 use crate::lane::{LaneCounters, MOST_PAIRS, Sink, Source, complete};
-use crate::net::segment::{Headers, Work};
+use crate::net::segment::{Emitted, Headers, Work};
 use crate::ring::queue::Chain;
 
 /// Frames wait this long for a guest without free buffers; then they are dropped, as a NIC would.
@@ -170,12 +170,15 @@ impl Path {
 
     /// Goes on with cutting the first frame that waits; returns whether that got any further.
     fn cut(&mut self, source: &mut Source, sink: &mut Sink, counters: &LaneCounters) -> bool {
-        let Some(cutter) = &mut self.cutter else { return false };
+        let (Some(cutter), Some((_, segments))) = (&mut self.cutter, self.waiting.frames().iter().next())
+        else {
+            return false;
+        };
         let tag = match source {
             Source::Guest(ring) => MOST_PAIRS as u8 + ring.pair(),
             Source::Device(_) => MOST_PAIRS as u8,
         };
-        let progress = cutter.step(sink, tag, counters);
+        let progress = cutter.step(segments, sink, tag, counters);
         if cutter.is_finished() {
             self.finish_cut(source, counters);
             return true;
@@ -201,13 +204,7 @@ impl Path {
         }
     }
 
-    fn lose_patience(
-        &mut self,
-        source: &mut Source,
-        sink: &Sink,
-        counters: &LaneCounters,
-        now: Instant,
-    ) {
+    fn lose_patience(&mut self, source: &mut Source, sink: &Sink, counters: &LaneCounters, now: Instant) {
         let since = *self.waiting.since.get_or_insert(now);
         let (patience, reason) = match sink {
             Sink::Device(..) => (DEVICE_PATIENCE, DropReason::VfQueueFull),
@@ -258,7 +255,7 @@ fn prepare(
     counters: &LaneCounters,
 ) -> usize {
     let Some((frame, segments)) = frames.iter().next() else { return 0 };
-    match Work::begin(segments, frame.len(), frame.offload(), capabilities) {
+    match Work::begin(segments, frame.offload(), &capabilities) {
         Ok(work) => {
             cutter.begin(work);
             0
@@ -345,8 +342,8 @@ impl Cutter {
         self.exhausted && self.done == self.made.len() && self.lent == 0
     }
 
-    /// Makes frames and hands them to the sink; returns whether that got any further.
-    fn step(&mut self, sink: &mut Sink, tag: u8, counters: &LaneCounters) -> bool {
+    /// Makes frames of `segments`, those of the frame being cut, and hands them to the sink; returns whether that got any further.
+    fn step(&mut self, segments: &[Segment], sink: &mut Sink, tag: u8, counters: &LaneCounters) -> bool {
         if self.done == self.made.len() && !self.exhausted {
             if self.lent > 0 {
                 return false;
@@ -356,7 +353,8 @@ impl Cutter {
             self.done = 0;
             let Some(work) = &mut self.work else { return false };
             let token = Chain { id: 0, slots: 1 }.token(tag);
-            self.exhausted = work.emit(&mut self.made, &mut self.headers, token);
+            self.exhausted =
+                work.emit(segments, &mut self.made, &mut self.headers, token) == Emitted::Finished;
         }
         let frames = self.made.frames().skip(self.done);
         if frames.is_empty() {

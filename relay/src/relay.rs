@@ -21,8 +21,8 @@ use pmd::{DeviceStatistics, Identity, Link, MacAddress, Queues};
 use thiserror::Error;
 
 use crate::device_control::ToDevice;
-use crate::guest::space::AddressSpace;
 use crate::ends::{Ends, RelayCounters, take_back_borrowed};
+use crate::guest::space::AddressSpace;
 use crate::lane::{Direction, Lane, LaneKey};
 use crate::mailbox::WorkerHandle;
 use crate::ring::{ReceiveRing, Ring, TransmitRing};

@@ -225,7 +225,8 @@ impl GuestMemory {
             let offset = user.checked_sub(d.user)?;
             let inside = offset.checked_add(len)? <= d.size;
             // SAFETY: `offset + len` is within the mapping, which is `size` bytes long.
-            let host = inside.then(|| unsafe { NonNull::new_unchecked(region.host().add(offset as usize)) })?;
+            let host =
+                inside.then(|| unsafe { NonNull::new_unchecked(region.host().add(offset as usize)) })?;
             Some(Place { host, gpa: d.gpa + offset })
         })
     }

@@ -2,9 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use vhost::vhost_user::message::{
-    VhostUserMemory, VhostUserMemoryRegion, VhostUserU64, VhostUserVringState,
-};
+use vhost::vhost_user::message::{VhostUserMemory, VhostUserMemoryRegion, VhostUserU64, VhostUserVringState};
 use vm_memory::ByteValued;
 
 use super::connection::Message;

@@ -295,10 +295,7 @@ impl Session {
                 self.stop_ring(index);
                 let ring = &mut self.rings[index];
                 (ring.started, ring.call, ring.kick) = (false, None, None);
-                return Ok(Answer::State(VhostUserVringState::new(
-                    index as u32,
-                    ring.config.base,
-                )));
+                return Ok(Answer::State(VhostUserVringState::new(index as u32, ring.config.base)));
             }
             R::RESET_OWNER | R::RESET_DEVICE => self.stop_all(true),
             R::SET_STATUS => {

@@ -1,5 +1,6 @@
 //! Descriptors and chains: what a guest may write, and what is wrong when it wrote something else.
 
+use super::buffer::Buffer;
 use crate::counters::DropReason;
 use crate::guest::iotlb::Permission;
 
@@ -31,6 +32,11 @@ impl Descriptor {
     pub fn from_halves(addr: u64, rest: u64) -> Self {
         let (addr, rest) = (u64::from_le(addr), u64::from_le(rest));
         Self { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+    }
+
+    #[inline]
+    pub(super) fn buffer(self) -> Buffer {
+        Buffer { addr: self.addr, len: self.len, flags: self.flags }
     }
 }
 

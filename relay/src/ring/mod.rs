@@ -9,10 +9,12 @@ use std::sync::Arc;
 use crate::guest::iotlb_miss::MissReporter;
 use crate::guest::space::AddressSpace;
 
+mod buffer;
 pub mod chain;
 pub mod event;
 pub mod notify;
 pub mod packed;
+pub mod position;
 pub mod queue;
 pub mod receive;
 pub mod split;
@@ -90,5 +92,13 @@ impl From<SplitRing> for Ring {
     }
 }
 
+impl From<PackedRing> for Ring {
+    fn from(ring: PackedRing) -> Self {
+        Self::Packed(ring)
+    }
+}
+
+#[cfg(test)]
+mod operations;
 #[cfg(test)]
 mod tests;

@@ -19,23 +19,20 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 use pmd::frame::BURST_SEGMENTS;
 use thiserror::Error;
 
-use super::chain::{Access, DESCRIPTOR_SIZE, Descriptor, INDIRECT, NEXT, Stop};
+use super::buffer::{BURST_DESCRIPTORS, area, table_entries, table_entry};
+use super::chain::{Access, Descriptor, INDIRECT, NEXT, Stop};
 use super::event::need_event;
 use super::notify::Call;
 use super::queue::{BadIndex, Chain, Piece, Virtqueue, Walked};
 use crate::counters::DropReason;
 use crate::guest::dirty_log::DirtyLog;
 use crate::guest::iotlb_miss::MissReporter;
-use crate::guest::memory::Place;
 use crate::guest::space::{AddressSpace, Translator};
 
 /// Largest ring (virtio 1.3, 2.7).
 pub const MAX_SIZE: u16 = 32768;
 /// Smallest ring that is of use.
 pub const MIN_SIZE: u16 = 2;
-
-/// Descriptors that one burst looks at before the next lane has its turn: twice what a burst of full chains needs.
-const BURST_DESCRIPTORS: u32 = 2 * BURST_SEGMENTS as u32;
 
 /// `VIRTQ_USED_F_NO_NOTIFY`: the device polls, the driver need not kick (2.7.10).
 const USED_NO_NOTIFY: u16 = 1;
@@ -78,6 +75,17 @@ pub enum RingError {
     /// Size is no power of two from 2 to 32768.
     #[error("ring size {0} is not a power of two from {MIN_SIZE} to {MAX_SIZE}")]
     Size(u16),
+    /// Size of a packed ring is not from 2 to 32768.
+    #[error("packed ring size {0} is not from {MIN_SIZE} to {MAX_SIZE}")]
+    PackedSize(u16),
+    /// The base of a packed ring is outside it.
+    #[error("a ring of {size} descriptors cannot go on from base {base:#x}")]
+    Base {
+        /// As the front end said it.
+        base: u32,
+        /// Number of descriptors.
+        size: u16,
+    },
     /// One of the three areas is misaligned.
     #[error("the {area} at {address:#x} is not aligned to {alignment} bytes")]
     Alignment {
@@ -117,6 +125,8 @@ pub struct SplitRing {
     next_used: u16,
     /// `used.idx` as the driver sees it.
     published: u16,
+    /// `used.idx` when it was last decided whether to interrupt.
+    decided: Option<u16>,
     /// Descriptors looked at since [`SplitRing::begin_burst`].
     visited: u32,
     memory: Translator,
@@ -129,7 +139,11 @@ unsafe impl Send for SplitRing {}
 
 impl SplitRing {
     /// Checks `config` against `space` and makes the ring. Nothing is written to guest memory yet.
-    pub fn new(config: &RingConfig, space: &Arc<AddressSpace>, call: Option<Call>) -> Result<Self, RingError> {
+    pub fn new(
+        config: &RingConfig,
+        space: &Arc<AddressSpace>,
+        call: Option<Call>,
+    ) -> Result<Self, RingError> {
         let size = config.size;
         if !size.is_power_of_two() || !(MIN_SIZE..=MAX_SIZE).contains(&size) {
             return Err(RingError::Size(size));
@@ -151,6 +165,7 @@ impl SplitRing {
             seen_avail: base,
             next_used: 0,
             published: 0,
+            decided: None,
             visited: 0,
             memory: Translator::new(Arc::clone(space)),
             call,
@@ -190,6 +205,7 @@ impl SplitRing {
     /// Replaces the descriptor that interrupts the guest; `None` for a guest that polls.
     pub fn set_call(&mut self, call: Option<Call>) {
         self.call = call;
+        self.decided = None;
     }
 
     /// Tells the driver that it need not kick.
@@ -266,7 +282,7 @@ impl SplitRing {
             if descriptor.flags & INDIRECT != 0 {
                 return self.walk_indirect(descriptor, access, visit);
             }
-            visit_buffer(&mut self.memory, descriptor, access, &mut visit)?;
+            descriptor.buffer().visit(&mut self.memory, access, &mut visit)?;
             if descriptor.flags & NEXT == 0 {
                 return Ok(());
             }
@@ -281,24 +297,21 @@ impl SplitRing {
         access: Access,
         mut visit: impl FnMut(Piece) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
-        let len = table.len as usize;
-        let entries = len / DESCRIPTOR_SIZE;
         // 2.7.5.3.1: no NEXT beside INDIRECT, whole descriptors only.
-        if !self.indirect || table.flags & NEXT != 0 || entries == 0 || !len.is_multiple_of(DESCRIPTOR_SIZE) {
-            return Err(DropReason::BadIndirect.into());
-        }
+        let entries = table_entries(table.len)
+            .filter(|_| self.indirect && table.flags & NEXT == 0)
+            .ok_or(DropReason::BadIndirect)?;
         let mut index = 0;
         // The specification keeps a chain within the ring's size (2.7.5.3.1); drivers with small rings do not, and
         // peers serve them. What fits into a burst is served here.
         for _ in 0..entries.min(BURST_SEGMENTS) {
             self.visited = self.visited.saturating_add(1);
-            let address =
-                table.addr.checked_add((index * DESCRIPTOR_SIZE) as u64).ok_or(DropReason::BadAddress)?;
-            let descriptor = indirect_descriptor(&mut self.memory, address)?;
+            let (addr, rest) = table_entry(&mut self.memory, table.addr, index)?;
+            let descriptor = Descriptor::from_halves(addr, rest);
             if descriptor.flags & INDIRECT != 0 {
                 return Err(DropReason::BadIndirect.into());
             }
-            visit_buffer(&mut self.memory, descriptor, access, &mut visit)?;
+            descriptor.buffer().visit(&mut self.memory, access, &mut visit)?;
             if descriptor.flags & NEXT == 0 {
                 return Ok(());
             }
@@ -319,6 +332,19 @@ impl SplitRing {
             (at.read_volatile(), at.add(1).read_volatile())
         };
         Descriptor::from_halves(addr, rest)
+    }
+
+    /// Lets the driver see all completed chains.
+    #[inline]
+    fn release(&mut self) {
+        let done = self.next_used.wrapping_sub(self.published);
+        if done > 0
+            && let Some(log) = self.memory.space().log()
+        {
+            self.log_used(log, done);
+        }
+        self.published = self.next_used;
+        self.used_index().store(self.next_used.to_le(), Ordering::Release);
     }
 
     /// Marks the entries that are being published, and the index with them.
@@ -361,11 +387,7 @@ impl Virtqueue for SplitRing {
     }
 
     #[inline]
-    fn next_chain(
-        &mut self,
-        access: Access,
-        visit: impl FnMut(Piece) -> Result<(), Stop>,
-    ) -> Option<Walked> {
+    fn next_chain(&mut self, access: Access, visit: impl FnMut(Piece) -> Result<(), Stop>) -> Option<Walked> {
         if !self.available(1).is_ok_and(|waiting| waiting > 0) {
             return None;
         }
@@ -393,21 +415,16 @@ impl Virtqueue for SplitRing {
     }
 
     fn publish_quietly(&mut self) {
-        let done = self.next_used.wrapping_sub(self.published);
-        if done > 0 && let Some(log) = self.memory.space().log() {
-            self.log_used(log, done);
-        }
-        self.published = self.next_used;
-        self.used_index().store(self.next_used.to_le(), Ordering::Release);
+        self.release();
+        self.decided = None;
     }
 
     #[inline]
     fn publish(&mut self) -> bool {
-        let old = self.published;
-        if old == self.next_used {
+        if self.published == self.next_used {
             return false;
         }
-        self.publish_quietly();
+        self.release();
         let Some(call) = &self.call else { return false };
         // The driver sets its flag or event index, then looks at used.idx again; we store used.idx, then look at those.
         // Without the fence both could miss the other.
@@ -416,68 +433,14 @@ impl Virtqueue for SplitRing {
         // SAFETY: the flags are the first field of the available ring, whose 6 + 2 * size bytes are mapped (`new`); the
         // event index is its last.
         let word = u16::from_le(unsafe { self.available.as_ptr().add(offset).read_volatile() });
-        let wanted = if self.event_idx {
-            need_event(word, self.published, old)
-        } else {
-            word & AVAIL_NO_INTERRUPT == 0
+        let wanted = match (self.event_idx, self.decided.replace(self.published)) {
+            (false, _) => word & AVAIL_NO_INTERRUPT == 0,
+            (true, Some(before)) => need_event(word, self.published, before),
+            // It was never told of anything, so what it waits for may have passed already.
+            (true, None) => true,
         };
         wanted && call.notify()
     }
-}
-
-/// Where an area of a ring is.
-pub(super) fn area(
-    space: &AddressSpace,
-    area: &'static str,
-    (address, len): (u64, u64),
-    alignment: u64,
-) -> Result<Place, RingError> {
-    if !address.is_multiple_of(alignment) {
-        return Err(RingError::Alignment { area, address, alignment });
-    }
-    let place = space.area(address, len).ok_or(RingError::OutsideMemory { area, address })?;
-    // The region's offset in its file may not be aligned even if the user address is.
-    if !(place.host.as_ptr() as u64).is_multiple_of(alignment) {
-        return Err(RingError::Alignment { area, address, alignment });
-    }
-    Ok(place)
-}
-
-/// Visits what a descriptor points to, piece by piece.
-#[inline]
-pub(super) fn visit_buffer(
-    memory: &mut Translator,
-    descriptor: Descriptor,
-    access: Access,
-    visit: &mut impl FnMut(Piece) -> Result<(), Stop>,
-) -> Result<(), Stop> {
-    if !access.allows(descriptor.flags) {
-        return Err(DropReason::WrongDirection.into());
-    }
-    let (mut addr, mut left) = (descriptor.addr, descriptor.len);
-    while left > 0 {
-        let piece = memory.translate(addr, left, access)?;
-        let len = piece.segment.len();
-        visit(piece)?;
-        left -= len;
-        // Where it overflows nothing is left: a region never reaches over the end of the address space.
-        addr = addr.wrapping_add(u64::from(len));
-    }
-    Ok(())
-}
-
-/// Reads one entry of an indirect table.
-pub(super) fn indirect_descriptor(memory: &mut Translator, address: u64) -> Result<Descriptor, Stop> {
-    let mut bytes = [0; DESCRIPTOR_SIZE];
-    let piece = memory.translate(address, DESCRIPTOR_SIZE as u32, Access::Read)?;
-    // Cut by the end of a mapping, an entry is none.
-    if piece.segment.copy_to(&mut bytes) < DESCRIPTOR_SIZE {
-        return Err(DropReason::BadAddress.into());
-    }
-    let whole = u128::from_ne_bytes(bytes);
-    let (first, second) =
-        if cfg!(target_endian = "little") { (whole, whole >> 64) } else { (whole >> 64, whole) };
-    Ok(Descriptor::from_halves(first as u64, second as u64))
 }
 
 /// Asks the processor to bring a cache line near.
