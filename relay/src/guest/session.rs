@@ -105,6 +105,8 @@ enum Answer {
 struct RingState {
     config: RingConfig,
     placed: bool,
+    /// Whether the front end said where the ring stands.
+    based: bool,
     started: bool,
     /// What `SET_VRING_ENABLE` said last, if anything.
     enabled: Option<bool>,
@@ -260,7 +262,7 @@ impl Session {
             }
             R::SET_VRING_BASE => {
                 let (index, base) = ring_state(message)?;
-                self.change(index, |ring| ring.config.base = base)?;
+                self.change(index, |ring| (ring.config.base, ring.based) = (base, true))?;
             }
             R::SET_VRING_ADDR => {
                 let address: VhostUserVringAddr = payload(message)?;
@@ -445,6 +447,9 @@ impl Session {
         }
         ring.config.indirect = features.indirect();
         ring.config.event_idx = features.event_idx();
+        if features.packed() && !ring.based {
+            ring.config.base = PackedRing::START;
+        }
         let config = ring.config;
         if features.translated() && !self.ask_for_areas(&config) {
             return Ok(());
@@ -494,7 +499,7 @@ impl Session {
         }
         self.rings[index].misses = None;
         if let Some(base) = self.relay.detach_ring(index) {
-            self.rings[index].config.base = base;
+            (self.rings[index].config.base, self.rings[index].based) = (base, true);
             tracing::debug!(relay = self.relay.id(), index, base, "ring stopped");
         }
     }

@@ -121,6 +121,9 @@ pub struct PackedRing {
 unsafe impl Send for PackedRing {}
 
 impl PackedRing {
+    /// Base of a fresh ring: the first slot in the first lap.
+    pub const START: u32 = 0x8000;
+
     /// Checks `config` against `space` and makes the ring. Nothing is written to guest memory yet.
     ///
     /// `available` is the address of the driver's event suppression structure and `used` that of the device's.
