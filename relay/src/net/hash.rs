@@ -49,7 +49,7 @@ pub fn flow_hash(bytes: &[u8]) -> u32 {
 /// at most.
 #[inline]
 pub fn queue_of(hash: u32, n: usize) -> usize {
-    (u64::from(hash) * n as u64 >> 32) as usize
+    ((u64::from(hash) * n as u64) >> 32) as usize
 }
 
 #[inline]
