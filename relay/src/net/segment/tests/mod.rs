@@ -29,6 +29,11 @@ fn emit_all(mut work: Work, segments: &[Segment], taken: usize) -> Vec<(Vec<u8>,
             return out;
         }
         assert!(!ours.is_empty(), "an empty burst takes a frame at least");
+        let pieces: usize = burst.frames().iter().map(|(_, pieces)| pieces.len()).sum();
+        if burst.room() > 0 && pieces < BURST_SEGMENTS {
+            assert!(burst.push(other, Token(0)), "nothing of the frame that did not fit is left");
+            assert_eq!(burst.frames().iter().last().map(|(frame, _)| frame.len()), Some(60));
+        }
         burst.clear();
         arena.clear();
     }
