@@ -14,7 +14,7 @@ use super::packet::{self, Version};
 const PI: [u64; 4] =
     [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89];
 
-/// The flow of a frame whose first bytes these are; 64 are enough for IP without options, at most
+/// The flow of a frame whose first bytes these are; 66 are enough for IP without options behind two tags, at most
 /// [`LOOKED_AT`](packet::LOOKED_AT) are looked at.
 #[inline]
 pub fn flow_hash(bytes: &[u8]) -> u32 {
@@ -49,7 +49,7 @@ pub fn flow_hash(bytes: &[u8]) -> u32 {
 /// at most.
 #[inline]
 pub fn queue_of(hash: u32, n: usize) -> usize {
-    (u64::from(hash) * n as u64 >> 32) as usize
+    ((u64::from(hash) * n as u64) >> 32) as usize
 }
 
 #[inline]
