@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use pmd::frame::MIN_FRAME;
-use pmd::{Capabilities, Frame, Frames, Segment};
+use pmd::{Capabilities, Checksum, Frame, Frames, Offload, Segment};
 
 use super::Ring;
 use super::chain::{Access, Stop};
@@ -177,7 +177,12 @@ fn deliver_one(
         left -= written;
     }
     let buffers = if rules.mergeable { chains.len() as u16 } else { 1 };
-    let header = header::write(frame.offload(), buffers);
+    let offload = match frame.offload().checksum {
+        // Nothing that a guest would look at which did not ask for it.
+        Checksum::Valid if !rules.offloads.checksum => &Offload::NONE,
+        _ => frame.offload(),
+    };
+    let header = header::write(offload, buffers);
     header::scatter(&header[..rules.header as usize], &copy.header);
     if let Some(log) = log {
         // Once more: this was written after they were marked.
