@@ -214,7 +214,7 @@ fn read_header(pieces: &HeaderPieces, len: u32, rules: &Capabilities) -> Result<
     // A legacy header is two bytes shorter, and those are not looked at here.
     let mut bytes = [0; header::LENGTH as usize];
     pmd::frame::gather(pieces, &mut bytes);
-    header::parse(&bytes, len, rules)
+    header::parse(&bytes, len, rules).map_err(|_| DropReason::BadOffload)
 }
 
 /// Chains that were taken and not completed, for a driver that wants them back in order.
