@@ -232,7 +232,7 @@ impl GuestMemory {
     }
 
     /// Where the bytes at a user address of the front end are, and how many of the `len` from there lie in the same region.
-    pub(super) fn from_user_address(&self, user: u64, len: u64) -> Option<(Place, u64)> {
+    pub(super) fn begin_of_user_range(&self, user: u64, len: u64) -> Option<(Place, u64)> {
         self.regions.iter().find_map(|region| {
             let d = region.description;
             let left = d.size.checked_sub(user.checked_sub(d.user)?).filter(|left| *left > 0)?;
