@@ -1,6 +1,7 @@
 //! The guest side: a front end's vhost-user connection and the memory that it shares.
 
 pub mod connection;
+pub mod dirty_log;
 pub mod endpoint;
 pub mod features;
 pub mod memory;
