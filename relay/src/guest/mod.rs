@@ -4,6 +4,8 @@ pub mod connection;
 pub mod dirty_log;
 pub mod endpoint;
 pub mod features;
+pub mod iotlb;
+pub mod iotlb_miss;
 pub mod memory;
 pub mod message;
 pub mod session;

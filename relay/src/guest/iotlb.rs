@@ -1,0 +1,444 @@
+//! Translations of a guest behind a virtual IOMMU (`VIRTIO_F_ACCESS_PLATFORM`): from I/O virtual addresses, which its
+//! rings then hold, to user addresses of its front end.
+//!
+//! ```text
+//!   front end ──UPDATE, INVALIDATE──▶ Iotlb (session thread) ──snapshot──▶ Translations (one per ring, read only)
+//!       ▲                                                                        │
+//!       └────────────MISS──────────── session thread ◀──miss report──────────────┘   see iotlb_miss.rs
+//! ```
+//!
+//! Entries never overlap; neighbours that continue each other are one. So a look-up is a binary search among what is
+//! valid now, however much came and went before (DPDK e7cb7fdf54 is about a list in which that cost grew).
+//!
+//! The message is `struct vhost_iotlb_msg` of `linux/vhost_types.h`: iova, size, user address (64 bits each), permission
+//! and type (8 bits each), 6 bytes of padding.
+
+use thiserror::Error;
+
+/// Entries, at most. When one more comes, another is forgotten: the ring that needs it reports it missing again. A guest
+/// that maps every buffer by itself has about as many as its rings have descriptors.
+pub const MAX_ENTRIES: usize = 4096;
+
+/// Length of an IOTLB message in bytes.
+pub const MESSAGE: usize = 32;
+
+/// What a translation may be used for (`VHOST_ACCESS_RO`, `_WO`, `_RW`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Permission {
+    /// Reading.
+    Read = 1,
+    /// Writing.
+    Write = 2,
+    /// Both.
+    ReadWrite = 3,
+}
+
+impl Permission {
+    /// By its number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Read, Self::Write, Self::ReadWrite].into_iter().find(|known| *known as u8 == number)
+    }
+
+    /// Whether all of `needed` is permitted.
+    #[inline]
+    pub fn allows(self, needed: Self) -> bool {
+        self as u8 & needed as u8 == needed as u8
+    }
+}
+
+/// Why a message was refused.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum IotlbError {
+    /// It has another length than [`MESSAGE`].
+    #[error("an IOTLB message of {0} bytes")]
+    Length(usize),
+    /// A type that only back ends send, or none at all.
+    #[error("an IOTLB message of type {0}")]
+    Type(u8),
+    /// Permission 0, or above 3.
+    #[error("an IOTLB entry with permission {0}")]
+    Permission(u8),
+    /// Size 0, or a range that reaches over the end of an address space.
+    #[error("an IOTLB entry of {size:#x} bytes from {iova:#x} to {user:#x}")]
+    Range {
+        /// I/O virtual address.
+        iova: u64,
+        /// Size in bytes.
+        size: u64,
+        /// User address.
+        user: u64,
+    },
+}
+
+/// What a message did to the translations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing: what it says was so already.
+    None,
+    /// There are more translations. Snapshots that are in use stay right.
+    Added,
+    /// Translations have gone, or are others now. The front end may only be answered when no snapshot from before is in
+    /// use any more.
+    Removed,
+}
+
+/// One translation, of addresses `first` to `last` (inclusive: an entry may reach to the very end).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    first: u64,
+    last: u64,
+    /// User address of `first`.
+    user: u64,
+    permission: Permission,
+}
+
+impl Entry {
+    fn new(iova: u64, size: u64, user: u64, permission: Permission) -> Result<Self, IotlbError> {
+        let error = IotlbError::Range { iova, size, user };
+        let more = size.checked_sub(1).ok_or(error)?;
+        let last = iova.checked_add(more).ok_or(error)?;
+        user.checked_add(more).ok_or(error)?;
+        Ok(Self { first: iova, last, user, permission })
+    }
+
+    /// The part from `first` on; only for `first` within the entry.
+    fn starting_at(self, first: u64) -> Self {
+        Self { first, user: self.user + (first - self.first), ..self }
+    }
+
+    fn holds(&self, other: &Self) -> bool {
+        self.first <= other.first
+            && other.last <= self.last
+            && self.starting_at(other.first).user == other.user
+    }
+
+    /// Whether `next` continues this one.
+    fn continues_in(&self, next: &Self) -> bool {
+        self.permission == next.permission
+            && self.last.checked_add(1) == Some(next.first)
+            && self.user.checked_add(self.last - self.first).and_then(|user| user.checked_add(1))
+                == Some(next.user)
+    }
+}
+
+/// All translations of one guest, as its front end has said them so far.
+#[derive(Clone, Debug, Default)]
+pub struct Iotlb {
+    /// In the order of their addresses; none overlap, none continue each other.
+    entries: Vec<Entry>,
+    /// Which entry is forgotten next, taken by turns.
+    victim: usize,
+}
+
+impl Iotlb {
+    /// Obeys a message from the front end: `payload` is that of `VHOST_USER_IOTLB_MSG`.
+    pub fn apply(&mut self, payload: &[u8]) -> Result<Change, IotlbError> {
+        let bytes: &[u8; MESSAGE] = payload.try_into().map_err(|_| IotlbError::Length(payload.len()))?;
+        let (words, rest) = bytes.as_chunks::<8>();
+        debug_assert!(rest.is_empty());
+        let [iova, size, user] = [0, 1, 2].map(|n: usize| u64::from_ne_bytes(words[n]));
+        let (permission, kind) = (bytes[24], bytes[25]);
+        match kind {
+            UPDATE => {
+                let permission =
+                    Permission::from_number(permission).ok_or(IotlbError::Permission(permission))?;
+                self.update(iova, size, user, permission)
+            }
+            INVALIDATE => self.invalidate(iova, size),
+            other => Err(IotlbError::Type(other)),
+        }
+    }
+
+    /// Adds a translation of `size` bytes. It replaces what it overlaps.
+    pub fn update(
+        &mut self,
+        iova: u64,
+        size: u64,
+        user: u64,
+        permission: Permission,
+    ) -> Result<Change, IotlbError> {
+        let new = Entry::new(iova, size, user, permission)?;
+        let at = self.position(new.first);
+        if self.entries.get(at).is_some_and(|old| old.permission == permission && old.holds(&new)) {
+            return Ok(Change::None);
+        }
+        let mut removed = self.cut(new.first, new.last);
+        let mut at = self.position(new.first);
+        self.entries.insert(at, new);
+        if self.entries.get(at + 1).is_some_and(|next| new.continues_in(next)) {
+            self.entries[at].last = self.entries.remove(at + 1).last;
+        }
+        if at > 0 && self.entries[at - 1].continues_in(&self.entries[at]) {
+            self.entries[at - 1].last = self.entries.remove(at).last;
+            at -= 1;
+        }
+        removed |= self.forget(at);
+        Ok(if removed { Change::Removed } else { Change::Added })
+    }
+
+    /// Removes all translations of `size` bytes from `iova`; of entries that are partly in there, the rest stays.
+    pub fn invalidate(&mut self, iova: u64, size: u64) -> Result<Change, IotlbError> {
+        let Entry { first, last, .. } = Entry::new(iova, size, 0, Permission::Read)?;
+        let removed = self.cut(first, last);
+        // An entry cut in the middle is one more.
+        self.forget(usize::MAX);
+        Ok(if removed { Change::Removed } else { Change::None })
+    }
+
+    /// Removes everything: the front end has gone, or its memory is another.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The translations as they are now, for one ring.
+    pub fn snapshot(&self) -> Translations {
+        Translations { entries: self.entries.as_slice().into(), found: 0 }
+    }
+
+    /// Index of the first entry that ends at or behind `first`.
+    fn position(&self, first: u64) -> usize {
+        self.entries.partition_point(|entry| entry.last < first)
+    }
+
+    /// Takes all addresses from `first` to `last` out; returns whether there were any.
+    fn cut(&mut self, first: u64, last: u64) -> bool {
+        let begin = self.position(first);
+        let count = self.entries[begin..].partition_point(|entry| entry.first <= last);
+        let found = &self.entries[begin..begin + count];
+        let (Some(left), Some(right)) = (found.first().copied(), found.last().copied()) else { return false };
+        let before = (left.first < first).then(|| Entry { last: first - 1, ..left });
+        let behind = (last < right.last).then(|| right.starting_at(last + 1));
+        self.entries.splice(begin..begin + count, before.into_iter().chain(behind));
+        true
+    }
+
+    /// Makes room if there is one entry too many, but not at `keep`; returns whether one was forgotten.
+    fn forget(&mut self, keep: usize) -> bool {
+        if self.entries.len() <= MAX_ENTRIES {
+            return false;
+        }
+        self.victim = (self.victim + 1) % self.entries.len();
+        if self.victim == keep {
+            self.victim = (self.victim + 1) % self.entries.len();
+        }
+        self.entries.remove(self.victim);
+        true
+    }
+}
+
+/// Message types of `linux/vhost_types.h`.
+const UPDATE: u8 = 2;
+const INVALIDATE: u8 = 3;
+
+/// The translations of one moment, as one ring looks them up.
+#[derive(Clone, Debug, Default)]
+pub struct Translations {
+    entries: Box<[Entry]>,
+    /// The entry that was found last.
+    found: usize,
+}
+
+impl Translations {
+    /// The user address of `iova`, and how many of the `len` bytes from there are within the same entry (at least one
+    /// for `len > 0`); `None` when no entry permits `needed` there.
+    #[inline]
+    pub fn translate(&mut self, iova: u64, len: u32, needed: Permission) -> Option<(u64, u32)> {
+        let hit = |entry: &Entry| entry.first <= iova && iova <= entry.last;
+        let entry = match self.entries.get(self.found).filter(|entry| hit(entry)) {
+            Some(entry) => entry,
+            None => {
+                let at = self.entries.partition_point(|entry| entry.last < iova);
+                let entry = self.entries.get(at).filter(|entry| hit(entry))?;
+                self.found = at;
+                entry
+            }
+        };
+        if !entry.permission.allows(needed) {
+            return None;
+        }
+        // The difference may be 2^64 - 1, so that one more would not fit.
+        let behind_first = entry.last - iova;
+        let len = if u64::from(len) <= behind_first { len } else { (behind_first + 1) as u32 };
+        Some((entry.starting_at(iova).user, len))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RW: Permission = Permission::ReadWrite;
+
+    fn message(iova: u64, size: u64, user: u64, permission: u8, kind: u8) -> Vec<u8> {
+        let mut bytes = [iova, size, user].map(u64::to_ne_bytes).concat();
+        bytes.extend([permission, kind, 0, 0, 0, 0, 0, 0]);
+        bytes
+    }
+
+    fn user(iotlb: &Iotlb, iova: u64) -> Option<u64> {
+        iotlb.snapshot().translate(iova, 1, Permission::Read).map(|(user, _)| user)
+    }
+
+    #[test]
+    fn translations_reach_to_the_end_of_their_entry() {
+        let mut iotlb = Iotlb::default();
+        iotlb.update(0x1000, 0x1000, 0x7000, Permission::Read).unwrap();
+        let mut t = iotlb.snapshot();
+        assert_eq!(t.translate(0x1000, 0x800, Permission::Read), Some((0x7000, 0x800)));
+        assert_eq!(t.translate(0x1fff, 8, Permission::Read), Some((0x7fff, 1)));
+        assert_eq!(t.translate(0x2000, 1, Permission::Read), None);
+        assert_eq!(t.translate(0xfff, 8, Permission::Read), None);
+        assert_eq!(t.translate(0x1000, 1, Permission::Write), None, "read only");
+        assert_eq!(t.translate(0x1000, 1, RW), None, "read only");
+    }
+
+    #[test]
+    fn an_entry_may_reach_to_the_end_of_all_addresses() {
+        let mut iotlb = Iotlb::default();
+        iotlb.update(u64::MAX, 1, 5, RW).unwrap();
+        assert_eq!(iotlb.snapshot().translate(u64::MAX, 9, RW), Some((5, 1)));
+        iotlb.update(0, u64::MAX, 0, RW).unwrap();
+        assert_eq!(iotlb.snapshot().translate(0, u32::MAX, RW), Some((0, u32::MAX)));
+        assert_eq!(iotlb.invalidate(1, u64::MAX), Ok(Change::Removed));
+        assert_eq!((iotlb.len(), user(&iotlb, 0), user(&iotlb, 1)), (1, Some(0), None));
+    }
+
+    #[test]
+    fn neighbours_that_continue_each_other_are_one() {
+        let mut iotlb = Iotlb::default();
+        for page in [3, 1, 2, 0] {
+            iotlb.update(page << 12, 0x1000, 0x10_0000 + (page << 12), RW).unwrap();
+        }
+        assert_eq!(iotlb.len(), 1);
+        assert_eq!(iotlb.snapshot().translate(0, 0x4000, RW), Some((0x10_0000, 0x4000)));
+        iotlb.update(0x4000, 0x1000, 0, RW).unwrap();
+        iotlb.update(0x5000, 0x1000, 0x1000, Permission::Read).unwrap();
+        assert_eq!(iotlb.len(), 3, "elsewhere, and with other permission");
+    }
+
+    #[test]
+    fn messages_say_what_they_changed() {
+        let mut iotlb = Iotlb::default();
+        assert_eq!(iotlb.apply(&message(0x1000, 0x3000, 0x8000, 3, UPDATE)), Ok(Change::Added));
+        assert_eq!(iotlb.apply(&message(0x2000, 0x1000, 0x9000, 3, UPDATE)), Ok(Change::None), "said before");
+        assert_eq!(iotlb.apply(&message(0x2000, 0x1000, 0, 0, INVALIDATE)), Ok(Change::Removed));
+        assert_eq!((iotlb.len(), user(&iotlb, 0x2000), user(&iotlb, 0x3000)), (2, None, Some(0xa000)));
+        assert_eq!(iotlb.apply(&message(0x2000, 0x1000, 0, 0, INVALIDATE)), Ok(Change::None));
+        assert_eq!(iotlb.apply(&message(0x1800, 0x1000, 0, 1, UPDATE)), Ok(Change::Removed), "replaced");
+        iotlb.clear();
+        assert!(iotlb.is_empty());
+    }
+
+    #[test]
+    fn messages_that_cannot_be_are_refused() {
+        let mut iotlb = Iotlb::default();
+        let mut apply = |bytes: &[u8]| iotlb.apply(bytes).unwrap_err();
+        assert_eq!(apply(&[0; 31]), IotlbError::Length(31));
+        assert_eq!(apply(&[0; 33]), IotlbError::Length(33));
+        for kind in [0, 1, 4, 5, 255] {
+            assert_eq!(apply(&message(0, 1, 0, 3, kind)), IotlbError::Type(kind));
+        }
+        for permission in [0, 4, 255] {
+            assert_eq!(apply(&message(0, 1, 0, permission, UPDATE)), IotlbError::Permission(permission));
+        }
+        for (iova, size, user) in [
+            (0, 0, 0),
+            (1, u64::MAX, 1 << 63),
+            (u64::MAX, 2, 0),
+            (0, 2, u64::MAX),
+            (0x1000, u64::MAX - 0xffe, 0),
+        ] {
+            let range = IotlbError::Range { iova, size, user };
+            assert_eq!(apply(&message(iova, size, user, 3, UPDATE)), range);
+        }
+        assert!(matches!(apply(&message(0, 0, 0, 3, INVALIDATE)), IotlbError::Range { .. }));
+        assert!(matches!(apply(&message(u64::MAX, 2, 0, 3, INVALIDATE)), IotlbError::Range { .. }));
+        assert!(iotlb.is_empty());
+    }
+
+    #[test]
+    fn a_front_end_that_adds_without_end_makes_us_forget_but_never_the_newest() {
+        let mut iotlb = Iotlb::default();
+        for n in 0..MAX_ENTRIES as u64 {
+            assert_eq!(iotlb.update(0x4000 * n, 0x3000, 0, RW), Ok(Change::Added));
+        }
+        for n in MAX_ENTRIES as u64..3 * MAX_ENTRIES as u64 {
+            assert_eq!(iotlb.update(0x4000 * n, 0x3000, 0, RW), Ok(Change::Removed));
+            assert_eq!((iotlb.len(), user(&iotlb, 0x4000 * n)), (MAX_ENTRIES, Some(0)));
+        }
+        let entry = iotlb.entries[0];
+        assert_eq!(iotlb.invalidate(entry.first + 0x1000, 0x1000), Ok(Change::Removed));
+        assert_eq!(iotlb.len(), MAX_ENTRIES, "an entry cut in two");
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Update(u64, u64, u64, Permission),
+        Invalidate(u64, u64),
+    }
+
+    /// Addresses below 48; user addresses mostly such that entries can continue each other.
+    fn step() -> impl Strategy<Value = Step> {
+        let permission = prop_oneof![Just(Permission::Read), Just(Permission::Write), Just(RW), Just(RW)];
+        let update = (0..40u64, 1..9u64, 0..3u64, permission).prop_map(|(iova, size, place, permission)| {
+            Step::Update(iova, size, 100 * place + iova, permission)
+        });
+        let invalidate = (0..40u64, 1..9u64).prop_map(|(iova, size)| Step::Invalidate(iova, size));
+        prop_oneof![3 => update, 1 => invalidate]
+    }
+
+    proptest! {
+        #[test]
+        fn each_address_translates_as_the_last_message_about_it_said(
+            steps in prop::collection::vec(step(), 1..60),
+        ) {
+            let (mut iotlb, mut naive) = (Iotlb::default(), [None; 48]);
+            for step in steps {
+                let before = naive;
+                let change = match step {
+                    Step::Update(iova, size, user, permission) => {
+                        for n in 0..size {
+                            naive[(iova + n) as usize] = Some((user + n, permission));
+                        }
+                        iotlb.update(iova, size, user, permission).unwrap()
+                    }
+                    Step::Invalidate(iova, size) => {
+                        naive[iova as usize..(iova + size) as usize].fill(None);
+                        iotlb.invalidate(iova, size).unwrap()
+                    }
+                };
+                let lost = before.iter().zip(&naive).any(|(old, new)| old.is_some() && old != new);
+                prop_assert!(!lost || change == Change::Removed);
+                prop_assert_eq!(change == Change::None, before == naive);
+                for pair in iotlb.entries.windows(2) {
+                    prop_assert!(pair[0].last < pair[1].first && !pair[0].continues_in(&pair[1]), "{:?}", iotlb);
+                }
+                let mut translations = iotlb.snapshot();
+                for (iova, expected) in (0..).zip(&naive) {
+                    for needed in [Permission::Read, Permission::Write, RW] {
+                        let expected = expected.filter(|(_, has)| has.allows(needed)).map(|(user, _)| user);
+                        let found = translations.translate(iova, 100, needed);
+                        prop_assert_eq!(found.map(|(user, _)| user), expected);
+                        for more in 0..found.map_or(0, |(_, len)| u64::from(len)) {
+                            let at = naive[(iova + more) as usize].map(|(user, _)| user - more);
+                            prop_assert_eq!(at, expected, "{} bytes on", more);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
