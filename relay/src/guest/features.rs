@@ -13,11 +13,13 @@ use crate::net::header;
 pub struct GuestOptions {
     /// Offer `VIRTIO_NET_F_MRG_RXBUF`: a frame may be spread over several receive buffers.
     pub mergeable: bool,
+    /// Tell the guest the largest IP packet that a frame may carry (`VIRTIO_NET_F_MTU`), in bytes; `None`: say nothing.
+    pub mtu: Option<u16>,
 }
 
 impl Default for GuestOptions {
     fn default() -> Self {
-        Self { mergeable: true }
+        Self { mergeable: true, mtu: None }
     }
 }
 
@@ -75,7 +77,9 @@ mod tests {
 
     #[test]
     fn mergeable_buffers_are_offered_only_when_asked_for() {
-        assert!(Features::offered(&GuestOptions { mergeable: true }).mergeable());
-        assert!(!Features::offered(&GuestOptions { mergeable: false }).mergeable());
+        assert!(Features::offered(&GuestOptions { mergeable: true, ..GuestOptions::default() }).mergeable());
+        assert!(
+            !Features::offered(&GuestOptions { mergeable: false, ..GuestOptions::default() }).mergeable()
+        );
     }
 }
