@@ -3,7 +3,7 @@
 //! ```text
 //!   the socket's name appears ──▶ at once, then every millisecond for a second (bind comes before listen)
 //!   nothing seen              ──▶ every half second
-//!   a session ended           ──▶ at once; later and later, up to 100 ms, while sessions last less than a second
+//!   a session ended           ──▶ after a millisecond; later and later, up to 100 ms, while sessions come to nothing
 //! ```
 
 use std::io;
@@ -22,10 +22,8 @@ const SLOW: Duration = Duration::from_millis(500);
 const FAST: Duration = Duration::from_millis(1);
 /// How long those go on.
 const FAST_TIME: Duration = Duration::from_secs(1);
-/// The first and the longest pause after a session that did not last.
+/// The shortest and the longest pause after a session.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
-/// A session that lasted this long was a real one.
-const LASTING: Duration = Duration::from_secs(1);
 
 /// Connects to one socket again and again. The times are the caller's, who waits.
 #[derive(Debug)]
@@ -37,6 +35,7 @@ pub(super) struct Connector {
     fast_until: Instant,
     /// Not before then, whatever the bell says: a front end that ends every session must not keep us busy.
     pause_until: Instant,
+    /// The pause after the last session, if that came to nothing; else zero.
     pause: Duration,
     /// What was complained of last, so that it is said once.
     complaint: Option<String>,
@@ -66,7 +65,7 @@ impl Connector {
         self.next.max(self.pause_until).saturating_duration_since(now)
     }
 
-    /// Whether the last session did not last: what is said of the next is no news.
+    /// Whether the last session came to nothing: what is said of the next is no news.
     pub(super) fn repeats(&self) -> bool {
         !self.pause.is_zero()
     }
@@ -92,11 +91,11 @@ impl Connector {
         None
     }
 
-    /// A session that lasted for `time` has ended.
-    pub(super) fn ended(&mut self, time: Duration, now: Instant) {
-        let (first, longest) = PAUSES;
-        self.pause = if time >= LASTING { Duration::ZERO } else { (2 * self.pause).clamp(first, longest) };
-        self.pause_until = now + self.pause;
+    /// A session has ended; `good` if it was of use to the guest.
+    pub(super) fn ended(&mut self, good: bool, now: Instant) {
+        let (shortest, longest) = PAUSES;
+        self.pause = if good { Duration::ZERO } else { (2 * self.pause).clamp(shortest, longest) };
+        self.pause_until = now + self.pause.max(shortest);
         self.next = now;
     }
 
@@ -153,19 +152,20 @@ mod tests {
     }
 
     #[test]
-    fn sessions_that_do_not_last_are_begun_less_and_less_often() {
+    fn sessions_that_come_to_nothing_are_begun_less_and_less_often() {
         let mut connector = scene().connector;
         let now = Instant::now();
         let mut pauses = Vec::new();
         for _ in 0..10 {
-            connector.ended(Duration::ZERO, now);
+            connector.ended(false, now);
             connector.look(now);
             pauses.push(connector.wait(now).as_millis());
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 100, 100, 100]);
         assert!(connector.repeats());
-        connector.ended(LASTING, now);
-        assert!(connector.wait(now).is_zero() && !connector.repeats());
+        connector.ended(true, now);
+        assert_eq!(connector.wait(now), PAUSES.0);
+        assert!(!connector.repeats());
     }
 
     #[test]

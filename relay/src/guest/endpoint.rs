@@ -20,10 +20,13 @@ use super::features::GuestOptions;
 use super::session::Session;
 use super::socket::SocketOwner;
 use super::watch::DirectoryWatch;
-use crate::relay::Relay;
+use crate::relay::{GuestState, Relay};
 
 /// How often a connected guest's memory is looked after, and a half message's age.
 const TICK: Duration = Duration::from_secs(1);
+
+/// A session that lasted this long was a real one, even if no driver came up in the guest.
+const LASTING: Duration = Duration::from_secs(1);
 
 /// A vhost-user socket that is served. Dropping it disconnects its guest and removes the socket if it is ours.
 #[derive(Debug)]
@@ -140,7 +143,12 @@ struct Guest {
     /// First: it ends, with its rings, before the front end sees that the connection is closed.
     session: Session,
     connection: Connection,
+    /// Since when it is connected.
     since: Instant,
+    /// Whether it has sent anything.
+    spoke: bool,
+    /// Whether its rings ran.
+    ran: bool,
 }
 
 impl Server {
@@ -235,28 +243,31 @@ impl Server {
         }
         self.tell(Tone::News, format_args!("VM connected on {path} ({})", who(peer)));
         let session = Session::new(Arc::clone(&self.relay), &self.options, peer);
-        self.guest = Some(Guest { session, connection, since: Instant::now() });
+        self.guest = Some(Guest { session, connection, since: Instant::now(), spoke: false, ran: false });
     }
 
     /// Handles what the guest has sent, and ends the connection when there is a reason to.
     fn serve(&mut self) {
-        let Some(Guest { session, connection, since }) = &mut self.guest else { return };
+        let Some(guest) = &mut self.guest else { return };
         let path = self.path.display();
-        let end = match serve(connection, session) {
-            Ok(()) => match session.offence() {
+        let served = guest.serve();
+        guest.ran = guest.ran || self.relay.status().guest_state == GuestState::Ready;
+        let end = match served {
+            Ok(()) => match guest.session.offence() {
                 Some(offence) => End::Fault(offence.to_owned()),
                 None => return,
             },
             Err(end) => end,
         };
-        let lasted = since.elapsed();
+        // One that was never spoken on may have waited in a front end's queue all the time.
+        let good = guest.ran || guest.spoke && guest.since.elapsed() >= LASTING;
         match end {
             End::Left => self.tell(Tone::News, format_args!("VM disconnected from {path}")),
             End::Fault(reason) => self.tell(Tone::Warning, format_args!("disconnected {path}: {reason}")),
         }
         self.guest = None;
         if let Source::Connecting(connector) = &mut self.source {
-            connector.ended(lasted, Instant::now());
+            connector.ended(good, Instant::now());
         }
     }
 
@@ -298,15 +309,20 @@ impl From<ConnectionError> for End {
     }
 }
 
-fn serve(connection: &mut Connection, session: &mut Session) -> Result<(), End> {
-    for _ in 0..MESSAGES_AT_ONCE {
-        let Some(message) = connection.receive()? else { return Ok(()) };
-        let request = message.header.request;
-        let reply =
-            session.handle(message).map_err(|refusal| End::Fault(format!("{request:?}: {refusal}")))?;
-        if let Some(reply) = reply {
-            connection.send(&reply)?;
+impl Guest {
+    fn serve(&mut self) -> Result<(), End> {
+        for _ in 0..MESSAGES_AT_ONCE {
+            let Some(message) = self.connection.receive()? else { return Ok(()) };
+            self.spoke = true;
+            let request = message.header.request;
+            let reply = self
+                .session
+                .handle(message)
+                .map_err(|refusal| End::Fault(format!("{request:?}: {refusal}")))?;
+            if let Some(reply) = reply {
+                self.connection.send(&reply)?;
+            }
         }
+        Ok(())
     }
-    Ok(())
 }

@@ -179,7 +179,8 @@ mod tests {
         let [a, b] = ["a", "b"].map(|name| watch.bell(OsStr::new(name)).unwrap());
         // The watch may have begun before or after the bells were there; from here on it is quiet.
         std::thread::sleep(Duration::from_millis(100));
-        (quiet(&a), quiet(&b));
+        quiet(&a);
+        quiet(&b);
         let path = directory.path().join("a");
         std::fs::write(&path, "").unwrap();
         println!("heard after {:?}", heard(&a));
