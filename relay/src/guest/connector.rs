@@ -70,6 +70,11 @@ impl Connector {
         !self.pause.is_zero()
     }
 
+    /// The session turns out to be a good one; returns whether that is news.
+    pub(super) fn forgive(&mut self) -> bool {
+        !std::mem::take(&mut self.pause).is_zero()
+    }
+
     /// Connects if an attempt is due.
     pub(super) fn attempt(&mut self, now: Instant) -> Option<UnixStream> {
         if !self.wait(now).is_zero() {
@@ -163,6 +168,7 @@ mod tests {
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 100, 100, 100]);
         assert!(connector.repeats());
+        assert!(connector.forgive() && !connector.forgive() && !connector.repeats());
         connector.ended(true, now);
         assert_eq!(connector.wait(now), PAUSES.0);
         assert!(!connector.repeats());

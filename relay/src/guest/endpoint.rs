@@ -251,16 +251,19 @@ impl Server {
         let Some(guest) = &mut self.guest else { return };
         let path = self.path.display();
         let served = guest.serve();
-        guest.ran = guest.ran || self.relay.status().guest_state == GuestState::Ready;
-        let end = match served {
-            Ok(()) => match guest.session.offence() {
-                Some(offence) => End::Fault(offence.to_owned()),
-                None => return,
-            },
-            Err(end) => end,
-        };
+        let end =
+            served.err().or_else(|| guest.session.offence().map(|offence| End::Fault(offence.to_owned())));
+        let begins = !guest.ran && self.relay.status().guest_state == GuestState::Ready;
+        guest.ran |= begins;
         // One that was never spoken on may have waited in a front end's queue all the time.
         let good = guest.ran || guest.spoke && guest.since.elapsed() >= LASTING;
+        if begins
+            && let Source::Connecting(connector) = &mut self.source
+            && connector.forgive()
+        {
+            self.tell(Tone::News, format_args!("VM runs on {path}"));
+        }
+        let Some(end) = end else { return };
         match end {
             End::Left => self.tell(Tone::News, format_args!("VM disconnected from {path}")),
             End::Fault(reason) => self.tell(Tone::Warning, format_args!("disconnected {path}: {reason}")),
