@@ -94,7 +94,6 @@ fn allow_descriptors() {
 fn complain(config: &Config) {
     let missing = [
         (config.sockets.dynamic, "--dynamic-sockets: sockets cannot be added at run time; relays have none"),
-        (config.guest.segmentation, "--enable-tso: segmentation is not offered to guests"),
         (config.vf_token.is_some(), "--vfio-vf-token: VFs whose PF is held by VFIO cannot be opened"),
     ];
     for (_, sentence) in missing.iter().filter(|(asked, _)| *asked) {
@@ -121,7 +120,11 @@ fn serve(
     let endpoint = |relay: &Arc<Relay>| {
         let id = relay.id();
         let path = config.sockets.path(id);
-        let guest = GuestOptions { mergeable: config.guest.mergeable_buffers, mtu: config.mtu(id) };
+        let guest = GuestOptions {
+            mergeable: config.guest.mergeable_buffers,
+            segmentation: config.guest.segmentation,
+            mtu: config.mtu(id),
+        };
         let endpoint = match watch.filter(|_| config.is_client(id)) {
             Some(watch) => Endpoint::connecting(Arc::clone(relay), &path, owner, watch, guest),
             None => Endpoint::start(Arc::clone(relay), listen(&path, owner)?, &path, guest),

@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use crate::frame::{Burst, Frames, Token};
 use crate::mac::MacAddress;
+use crate::offload::Capabilities;
 
 /// What is known about a device from the moment it is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,8 +170,14 @@ pub type Completions = ArrayVec<Token, 64>;
 
 /// The sending side of a device; owned by one worker.
 ///
-/// The caller only passes frames of [`MIN_FRAME`](crate::frame::MIN_FRAME) to [`Identity::max_frame`] bytes.
+/// The caller only passes frames of [`MIN_FRAME`](crate::frame::MIN_FRAME) to [`Identity::max_frame`] bytes (longer ones
+/// where the device cuts them), and only with offloads that its [`capabilities`](TransmitQueue::capabilities) cover.
 pub trait TransmitQueue: Send + fmt::Debug {
+    /// What frames may leave to the device; they need not be ready for the wire then.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NONE
+    }
+
     /// Takes a prefix of `frames`, possibly none, and starts sending it (with at most one doorbell).
     fn transmit(&mut self, frames: Frames<'_>) -> Accepted;
 
@@ -206,6 +213,9 @@ macro_rules! transmit_kinds {
             Other(Box<dyn TransmitQueue>),
         }
         impl TransmitQueue for Transmit {
+            fn capabilities(&self) -> Capabilities {
+                match self { $(Self::$variant(q) => q.capabilities(),)* Self::Other(q) => q.capabilities() }
+            }
             #[inline]
             fn transmit(&mut self, frames: Frames<'_>) -> Accepted {
                 match self { $(Self::$variant(q) => q.transmit(frames),)* Self::Other(q) => q.transmit(frames) }

@@ -82,6 +82,8 @@ impl Segment {
         // SAFETY: `new`'s contract makes `n <= len` bytes readable; `dst` is an exclusive reference, so the two do not
         // overlap. The bytes may change under the copy, which yields arbitrary `u8`s, and every `u8` is valid.
         unsafe { std::ptr::copy_nonoverlapping(self.ptr.as_ptr(), dst.as_mut_ptr(), n) };
+        // What is checked in `dst` must be what is used later: the compiler may not go back to the source for it.
+        std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
         n
     }
 
@@ -218,6 +220,26 @@ impl Burst {
         self.segments.truncate(self.open);
     }
 
+    /// Adds a frame of another burst, which keeps its token; `false` when it does not fit.
+    #[inline]
+    pub fn push_frame(&mut self, frame: &Frame, segments: &[Segment]) -> bool {
+        let fits = self.room() > 0 && self.segments.try_extend_from_slice(segments).is_ok();
+        fits && self.finish_frame_with(frame.token, frame.offload)
+    }
+
+    /// Forgets the first `n` frames.
+    pub fn discard(&mut self, n: usize) {
+        let n = n.min(self.frames.len());
+        let gone: u32 = self.frames.drain(..n).map(|frame| frame.len).sum();
+        let cut = self.frames.first().map_or(self.open, |frame| usize::from(frame.first));
+        self.segments.drain(..cut);
+        for frame in &mut self.frames {
+            frame.first -= cut as u16;
+        }
+        self.bytes -= gone;
+        self.open -= cut;
+    }
+
     /// A frame of one segment; `false` when the burst is full.
     #[inline]
     pub fn push(&mut self, segment: Segment, token: Token) -> bool {
@@ -339,6 +361,28 @@ mod tests {
         assert!(burst.push(segment(&mut big), Token(0)));
         assert!(burst.push(segment(&mut big), Token(1)));
         assert_eq!(burst.room(), 0);
+    }
+
+    #[test]
+    fn frames_move_from_burst_to_burst_and_leave_in_order() {
+        let (mut a, mut b) = ([1u8; 60], [2u8; 70]);
+        let mut from = Burst::new();
+        for n in 0..6 {
+            from.push_segment(segment(&mut a)).unwrap();
+            from.push_segment(segment(&mut b)).unwrap();
+            from.finish_frame(Token(n));
+        }
+        let mut to = Burst::new();
+        for (frame, segments) in from.frames().iter().skip(1).step_by(2) {
+            assert!(to.push_frame(frame, segments));
+        }
+        to.discard(1);
+        assert!(to.push(segment(&mut a), Token(9)));
+        let seen: Vec<_> = to.frames().iter().map(|(f, s)| (f.token().0, f.len(), s.len())).collect();
+        assert_eq!(seen, [(3, 130, 2), (5, 130, 2), (9, 60, 1)]);
+        assert_eq!(to.bytes(), 320);
+        to.discard(usize::MAX);
+        assert!(to.is_empty() && to.bytes() == 0 && to.room() == BURST_FRAMES);
     }
 
     #[test]

@@ -81,6 +81,8 @@ drop_reasons! {
     WrongDirection = "wrong_direction",
     /// More buffers than can be handled together.
     TooManyBuffers = "too_many_buffers",
+    /// A checksum or segmentation is asked for that was not negotiated, or that contradicts the frame.
+    BadOffload = "bad_offload",
     /// Taken back from a device that did not finish it, or waiting when the device was removed.
     Aborted = "aborted",
 }

@@ -2,40 +2,44 @@
 //!
 //! ```text
 //!             guest                                  device
-//!   transmit ring ──────── lane vm_to_vf ───────▶ transmit queue
-//!   receive ring  ◀─────── lane vf_to_vm ──────── receive queue
+//!   transmit rings ─────── lane vm_to_vf ───────▶ transmit queues      ring i to queue i mod their number
+//!   receive rings  ◀────── lane vf_to_vm ──────── receive queues       queue i to rings ≡ i, by flow
 //!
-//!   with a cable in place of the device:  transmit ring ── lane vm_to_vf ──▶ receive ring
+//!   with a cable in place of the device:  transmit ring i ── lane vm_to_vf ──▶ receive ring i
 //! ```
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pmd::{Receive, Transmit};
+use pmd::{MacAddress, Receive, Transmit, TransmitQueue};
 
+use crate::announcement::Announcement;
 use crate::counters::{DirectionCounters, DropReason};
-use crate::lane::{Direction, Lane, LaneCounters, LaneKey, Sink, Source, Waiting};
+use crate::lane::{
+    DeviceSink, Direction, Lane, LaneCounters, LaneKey, Leftover, MOST_PAIRS, Sink, Source, complete,
+    tell_apart,
+};
+use crate::path::Path;
 use crate::ring::{ReceiveRing, TransmitRing};
 
 /// A device that holds borrowed frames longer than this, once they are wanted back, has them taken away.
 pub const TAKE_BACK_TIME: Duration = Duration::from_millis(100);
 
-/// A transmit queue with the longest frame in bytes that it takes.
-pub type DeviceTransmit = (Transmit, u32);
-
 /// What of a relay is at home.
 #[derive(Debug, Default)]
 pub struct Ends {
-    /// The guest's transmit queue.
-    pub guest_transmit: Option<TransmitRing>,
-    /// The guest's receive queue.
-    pub guest_receive: Option<ReceiveRing>,
-    /// The device's transmit queue.
-    pub device_transmit: Option<DeviceTransmit>,
-    /// The device's receive queue, with received frames that have not gone on.
-    pub device_receive: Option<(Receive, Box<Waiting>)>,
+    /// The guest's transmit queues, by queue pair.
+    pub guest_transmit: [Option<TransmitRing>; MOST_PAIRS],
+    /// The guest's receive queues, by queue pair.
+    pub guest_receive: [Option<ReceiveRing>; MOST_PAIRS],
+    /// The device's transmit queues, with the longest frame that they take.
+    device_transmit: Vec<DeviceSink>,
+    /// The device's receive queues, with received frames that have not gone on.
+    device_receive: Vec<(Receive, Leftover)>,
     /// Whether the device is a cable.
     pub cable: bool,
+    /// Kept here since a device may have borrowed it.
+    announcement: Option<Announcement>,
 }
 
 /// Both directions' counters of a relay.
@@ -48,64 +52,161 @@ pub struct RelayCounters {
 }
 
 impl Ends {
-    /// Makes the lanes that these ends allow; what is not part of one stays.
-    pub fn lanes(&mut self, relay: u32, counters: &RelayCounters) -> Vec<Lane> {
-        let mut lanes = Vec::new();
-        if let Some(ring) = self.guest_transmit.take() {
-            let (sink, sink_counters) = self.far_end(counters);
-            lanes.push(Lane {
-                key: LaneKey { relay, direction: Direction::VmToVf },
-                source: Source::Guest(ring),
-                sink,
-                waiting: Box::default(),
-                counters: LaneCounters { source: Arc::clone(&counters.vm_to_vf), sink: sink_counters },
-            });
-        }
-        if let Some((queue, waiting)) = self.device_receive.take() {
-            let nobody = Sink::Nobody(DropReason::VmNotConnected);
-            lanes.push(Lane {
-                key: LaneKey { relay, direction: Direction::VfToVm },
-                source: Source::Device(queue),
-                sink: self.guest_receive.take().map_or(nobody, Sink::Guest),
-                waiting,
-                counters: LaneCounters {
-                    source: Arc::clone(&counters.vf_to_vm),
-                    sink: Arc::clone(&counters.vf_to_vm),
-                },
-            });
-        }
-        lanes
+    /// Takes a started device's queues in. Its transmit queues take frames of at most `max_frame` bytes.
+    pub fn put_device(&mut self, receive: Vec<Receive>, transmit: Vec<Transmit>, max_frame: u32) {
+        self.device_receive = receive.into_iter().map(|queue| (queue, Leftover::new())).collect();
+        let sink = |queue: Transmit| DeviceSink { capabilities: queue.capabilities(), queue, max_frame };
+        self.device_transmit = transmit.into_iter().map(sink).collect();
     }
 
-    /// Where the guest's frames go.
-    fn far_end(&mut self, counters: &RelayCounters) -> (Sink, Arc<DirectionCounters>) {
-        if self.cable {
-            let nobody = Sink::Nobody(DropReason::VmNotConnected);
-            (self.guest_receive.take().map_or(nobody, Sink::Guest), Arc::clone(&counters.vf_to_vm))
-        } else {
-            let nobody = Sink::Nobody(DropReason::VfNotConnected);
-            let sink = self.device_transmit.take().map_or(nobody, |(queue, max)| Sink::Device(queue, max));
-            (sink, Arc::clone(&counters.vm_to_vf))
+    /// Hands the device's queues out, and says how many received frames are lost with them.
+    pub fn take_device(&mut self) -> (Vec<Receive>, Vec<Transmit>, usize) {
+        let mut lost = 0;
+        let receive = self.device_receive.drain(..).map(|(queue, leftover)| {
+            lost += leftover.iter().map(|waiting| waiting.len()).sum::<usize>();
+            queue
+        });
+        let receive = receive.collect();
+        let transmit = self.device_transmit.drain(..).map(|sink| sink.queue).collect();
+        // Nothing is borrowed any more.
+        self.announcement = None;
+        (receive, transmit, lost)
+    }
+
+    /// Tells the network behind the device that `mac` is here now (RARP, see [`Announcement`]). `false` when the device
+    /// takes nothing at present.
+    pub fn announce(&mut self, mac: MacAddress) -> bool {
+        let Some(sink) = self.device_transmit.first_mut() else { return false };
+        // While the device has the last one, that one is on its way.
+        if sink.queue.outstanding() > 0 && self.announcement.is_some() {
+            return true;
         }
+        self.announcement.insert(Announcement::new(mac)).send(&mut sink.queue)
+    }
+
+    /// Makes the lanes that these ends allow; what is not part of one stays.
+    pub fn lanes(&mut self, relay: u32, counters: &RelayCounters) -> Vec<Lane> {
+        let from_guest = self.from_guest(relay, counters);
+        let from_device = self.from_device(relay, counters);
+        from_guest.into_iter().chain(from_device).collect()
+    }
+
+    fn from_guest(&mut self, relay: u32, counters: &RelayCounters) -> Option<Lane> {
+        let rings: Vec<TransmitRing> = self.guest_transmit.iter_mut().filter_map(Option::take).collect();
+        if rings.is_empty() {
+            return None;
+        }
+        let (sinks, sink_counters) = if self.cable {
+            (self.receive_sinks(), &counters.vf_to_vm)
+        } else {
+            (self.device_transmit.drain(..).map(Sink::Device).collect(), &counters.vm_to_vf)
+        };
+        let sinks = or_nobody(
+            sinks,
+            if self.cable { DropReason::VmNotConnected } else { DropReason::VfNotConnected },
+        );
+        let path = |(source, ring): (usize, &TransmitRing)| {
+            // The receive ring of the same pair, if it runs.
+            let twin = |sink: &Sink| matches!(sink, Sink::Guest(other) if other.pair() == ring.pair());
+            let sink = sinks.iter().position(twin).unwrap_or(usize::from(ring.pair()) % sinks.len());
+            Path::new(source, sink, ring.may_offload())
+        };
+        let paths = rings.iter().enumerate().map(path).collect();
+        let key = LaneKey { relay, direction: Direction::VmToVf };
+        let counters =
+            LaneCounters { source: Arc::clone(&counters.vm_to_vf), sink: Arc::clone(sink_counters) };
+        Some(Lane::new(key, rings.into_iter().map(Source::Guest).collect(), sinks, paths, counters))
+    }
+
+    fn from_device(&mut self, relay: u32, counters: &RelayCounters) -> Option<Lane> {
+        if self.device_receive.is_empty() {
+            return None;
+        }
+        let sinks = or_nobody(self.receive_sinks(), DropReason::VmNotConnected);
+        let counters =
+            LaneCounters { source: Arc::clone(&counters.vf_to_vm), sink: Arc::clone(&counters.vf_to_vm) };
+        let queues = self.device_receive.len();
+        let (mut sources, mut paths) = (Vec::with_capacity(queues), Vec::new());
+        for (index, (queue, leftover)) in self.device_receive.drain(..).enumerate() {
+            // Each ring has one queue that feeds it; where there are fewer rings than queues, they share.
+            let feeds = |sink: &usize| {
+                sink % queues == index || (sinks.len() <= index && index % sinks.len() == *sink)
+            };
+            let mut own: Vec<Path> =
+                (0..sinks.len()).filter(feeds).map(|sink| Path::new(index, sink, true)).collect();
+            let mut source = Source::Device(queue);
+            take_up(leftover, &mut own, &mut source, &counters);
+            sources.push(source);
+            paths.extend(own);
+        }
+        let key = LaneKey { relay, direction: Direction::VfToVm };
+        Some(Lane::new(key, sources, sinks, paths, counters))
+    }
+
+    fn receive_sinks(&mut self) -> Vec<Sink> {
+        self.guest_receive.iter_mut().filter_map(Option::take).map(Sink::Guest).collect()
     }
 
     /// Takes a lane apart. With borrowed frames outstanding, its two ends must be joined again as they were.
     pub fn take_apart(&mut self, mut lane: Lane) {
         lane.put_back_waiting();
-        match lane.source {
-            Source::Guest(ring) => self.guest_transmit = Some(ring),
-            Source::Device(queue) => self.device_receive = Some((queue, lane.waiting)),
+        let mut leftovers: Vec<Leftover> = lane.sources.iter().map(|_| Leftover::new()).collect();
+        for path in lane.paths {
+            leftovers[path.source].push(path.waiting);
         }
-        match lane.sink {
-            Sink::Guest(ring) => self.guest_receive = Some(ring),
-            Sink::Device(queue, max) => self.device_transmit = Some((queue, max)),
-            Sink::Nobody(_) => {}
+        for (source, leftover) in lane.sources.into_iter().zip(leftovers) {
+            match source {
+                Source::Guest(ring) => {
+                    let pair = usize::from(ring.pair());
+                    self.guest_transmit[pair] = Some(ring);
+                }
+                Source::Device(queue) => self.device_receive.push((queue, leftover)),
+            }
+        }
+        for sink in lane.sinks {
+            match sink {
+                Sink::Guest(ring) => {
+                    let pair = usize::from(ring.pair());
+                    self.guest_receive[pair] = Some(ring);
+                }
+                Sink::Device(sink) => self.device_transmit.push(sink),
+                Sink::Nobody(_) => {}
+            }
         }
     }
 }
 
-/// Waits until a device has given all borrowed frames back, at most [`TAKE_BACK_TIME`]; then takes the rest from it.
-/// Returns `false` when that was needed: the queue is dead then, and its device must be restarted.
+fn or_nobody(mut sinks: Vec<Sink>, reason: DropReason) -> Vec<Sink> {
+    if sinks.is_empty() {
+        sinks.push(Sink::Nobody(reason));
+    }
+    sinks
+}
+
+/// Puts frames that waited on the paths of an earlier lane on those of a new one.
+fn take_up(leftover: Leftover, paths: &mut [Path], source: &mut Source, counters: &LaneCounters) {
+    if leftover.len() == paths.len() {
+        for (path, waiting) in paths.iter_mut().zip(leftover) {
+            path.waiting = waiting;
+        }
+        return;
+    }
+    for waiting in leftover {
+        if let [path] = paths {
+            for (frame, segments) in waiting.frames().iter() {
+                if !path.waiting.push(frame, segments) {
+                    counters.source.count_drop(DropReason::GuestQueueFull, 1);
+                    complete(source, frame.token());
+                }
+            }
+        } else {
+            tell_apart(waiting.frames(), source, paths, counters);
+        }
+    }
+}
+
+/// Waits until devices have given all borrowed frames back, at most [`TAKE_BACK_TIME`]; then takes the rest from them.
+/// Returns `false` when that was needed: a queue is dead then, and its device must be restarted.
 pub fn take_back_borrowed(lane: &mut Lane) -> bool {
     let deadline = Instant::now() + TAKE_BACK_TIME;
     while lane.outstanding() > 0 {

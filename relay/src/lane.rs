@@ -1,10 +1,14 @@
-//! One lane: frames from a source to a sink, a burst at a time.
+//! One lane: frames from sources to the sinks that only it writes, a burst at a time.
 //!
 //! ```text
 //!            receive            forward                    flush
-//!   Source ───────────▶ burst ───────────▶ Sink      used ring, interrupt
-//!     ▲                   │ what the sink has no room for waits here
-//!     └── complete ◀──────┴── completions of borrowed frames
+//!   Source ───────────▶ path ───────────▶ Sink      used ring, interrupt
+//!     ▲                  │ what the sink has no room for waits here
+//!     └── complete ◀─────┴── completions of borrowed frames
+//!
+//!   one guest queue, one device queue    a guest with many transmit queues      a guest with many receive queues
+//!   S ──▶ K                              S0 ─▶ K      each source has a path    S ─▶ K0    the frames of a flow take
+//!                                        S1 ─▶ K      of its own                └─▶ K1    the same path always
 //! ```
 //!
 //! A lane is a value with one owner. A worker that owns it calls [`Lane::step`]; a control thread that recalled it may
@@ -12,19 +16,20 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use pmd::frame::MIN_FRAME;
-use pmd::{Accepted, Burst, Completions, Frames, Receive, ReceiveQueue, Token, Transmit, TransmitQueue};
+use pmd::{Burst, Capabilities, Completions, Frames, Receive, ReceiveQueue, Token, Transmit, TransmitQueue};
 
 use crate::counters::{DirectionCounters, DropReason};
+use crate::net::hash;
+use crate::path::{Path, Waiting};
+use crate::ring::queue::{Chain, tag_of};
 use crate::ring::{ReceiveRing, TransmitRing};
 
-/// Frames wait this long for a guest without free buffers; then they are dropped, as a NIC would.
-pub const GUEST_PATIENCE: Duration = Duration::from_millis(1);
-/// Frames wait this long for a device that takes nothing. The guest's own queue holds back meanwhile, so this is only
-/// about devices that stand still; it is far below the 5 s after which a Linux guest resets its NIC.
-pub const DEVICE_PATIENCE: Duration = Duration::from_millis(100);
+/// Queue pairs of one guest, at most.
+pub const MOST_PAIRS: usize = 32;
+/// Bytes of a frame that its flow is told by.
+const FLOW_BYTES: usize = 128;
 
 /// Which way a lane carries frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,15 +73,38 @@ pub enum Source {
     Device(Receive),
 }
 
+/// A device's transmit queue with what it takes.
+#[derive(Debug)]
+pub struct DeviceSink {
+    /// The queue.
+    pub queue: Transmit,
+    /// Longest frame in bytes that it takes, unless it cuts it itself.
+    pub max_frame: u32,
+    /// What frames may leave to it.
+    pub capabilities: Capabilities,
+}
+
 /// Where frames go.
 #[derive(Debug)]
 pub enum Sink {
     /// A guest's receive queue.
     Guest(ReceiveRing),
-    /// A device's transmit queue, which takes frames of at most so many bytes.
-    Device(Transmit, u32),
+    /// A device's transmit queue.
+    Device(DeviceSink),
     /// There is nobody: every frame is dropped for this reason.
     Nobody(DropReason),
+}
+
+impl Sink {
+    /// What frames may leave to it.
+    #[inline]
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        match self {
+            Self::Guest(ring) => ring.capabilities(),
+            Self::Device(sink) => sink.capabilities,
+            Self::Nobody(_) => Capabilities::ALL,
+        }
+    }
 }
 
 /// The counters that a lane writes: what comes in at the source is counted in one block, what goes out at the sink in
@@ -89,73 +117,74 @@ pub struct LaneCounters {
     pub sink: Arc<DirectionCounters>,
 }
 
-/// Frames that were received and have not gone on.
-#[derive(Debug, Default)]
-pub struct Waiting {
-    burst: Burst,
-    /// Frames of the burst that are dealt with.
-    done: usize,
-    /// When the sink last took one; `None` while nothing waits.
-    since: Option<Instant>,
-}
-
-impl Waiting {
-    /// Number of frames.
-    pub fn len(&self) -> usize {
-        self.burst.len() - self.done
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn frames(&self) -> Frames<'_> {
-        self.burst.frames().skip(self.done)
-    }
-
-    fn clear(&mut self) {
-        self.burst.clear();
-        self.done = 0;
-        self.since = None;
-    }
-}
-
 /// The pieces that a lane is made of.
 #[derive(Debug)]
 pub struct Lane {
     /// Its name.
     pub key: LaneKey,
-    /// Where frames come from.
-    pub(crate) source: Source,
-    /// Where they go.
-    pub(crate) sink: Sink,
-    /// What is under way between the two.
-    pub(crate) waiting: Box<Waiting>,
-    /// What it counts in.
+    pub(crate) sources: Vec<Source>,
+    pub(crate) sinks: Vec<Sink>,
+    /// In the order of their sources.
+    pub(crate) paths: Vec<Path>,
+    /// Where each source's paths begin in `paths`, and at the end where the last one's end.
+    starts: Vec<usize>,
+    /// The source that is queue pair n of the guest.
+    by_pair: [u8; MOST_PAIRS],
+    /// Frames of a source with several paths, until they are told apart.
+    mixed: Box<Burst>,
     pub(crate) counters: LaneCounters,
 }
 
 impl Lane {
-    /// Moves at most one burst; returns whether there was anything to do. `now` is the time of this pass.
+    /// A lane whose paths are in the order of their sources; every source has one at least.
+    pub(crate) fn new(
+        key: LaneKey,
+        sources: Vec<Source>,
+        sinks: Vec<Sink>,
+        paths: Vec<Path>,
+        counters: LaneCounters,
+    ) -> Self {
+        let starts = (0..=sources.len()).map(|n| paths.partition_point(|path| path.source < n)).collect();
+        let mut by_pair = [0; MOST_PAIRS];
+        for (index, source) in sources.iter().enumerate() {
+            if let Source::Guest(ring) = source
+                && let Some(entry) = by_pair.get_mut(usize::from(ring.pair()))
+            {
+                *entry = index as u8;
+            }
+        }
+        Self { key, sources, sinks, paths, starts, by_pair, mixed: Box::default(), counters }
+    }
+
+    /// Moves at most one burst from each source; returns whether there was anything to do. `now` is the time of this
+    /// pass.
     #[inline]
     pub fn step(&mut self, now: Instant) -> bool {
-        let mut busy = false;
-        if let Sink::Device(queue, _) = &mut self.sink
-            && queue.outstanding() > 0
-        {
-            busy |= collect(queue, &mut self.source) > 0;
-        }
-        if self.waiting.is_empty() {
-            self.waiting.clear();
-            match &mut self.source {
-                Source::Guest(ring) => ring.receive(&mut self.waiting.burst, &self.counters.source),
-                Source::Device(queue) => queue.receive(&mut self.waiting.burst),
+        let mut busy = self.collect() > 0;
+        let Self { sources, sinks, paths, starts, mixed, counters, .. } = self;
+        for (source, range) in sources.iter_mut().zip(starts.windows(2)) {
+            match &mut paths[range[0]..range[1]] {
+                [path] => {
+                    if path.is_empty() {
+                        path.waiting.clear();
+                        receive(source, &mut path.waiting.burst, counters);
+                    }
+                    if !path.is_empty() {
+                        busy |= path.forward(source, &mut sinks[path.sink], counters, now);
+                    }
+                }
+                several => {
+                    receive(source, mixed, counters);
+                    busy |= !mixed.is_empty();
+                    tell_apart(mixed.frames(), source, several, counters);
+                    mixed.clear();
+                    for path in several {
+                        if !path.is_empty() {
+                            busy |= path.forward(source, &mut sinks[path.sink], counters, now);
+                        }
+                    }
+                }
             }
-            self.note_source();
-        }
-        if !self.waiting.is_empty() {
-            busy |= self.forward(now);
         }
         self.flush();
         busy
@@ -164,184 +193,135 @@ impl Lane {
     /// Lets guests see what was done since the last call.
     #[inline]
     pub fn flush(&mut self) {
-        if let Source::Guest(ring) = &mut self.source {
-            ring.flush(&self.counters.source);
-        }
-        if let Sink::Guest(ring) = &mut self.sink {
-            ring.flush(&self.counters.sink);
-        }
-    }
-
-    /// Hands waiting frames to the sink; returns whether any was dealt with.
-    fn forward(&mut self, now: Instant) -> bool {
-        let before = self.waiting.done;
-        while !self.waiting.is_empty() {
-            let frames = self.waiting.frames();
-            let moved = match &mut self.sink {
-                Sink::Guest(ring) => {
-                    let n = ring.deliver(frames, &self.counters.sink);
-                    settle(&mut self.source, frames.take(n), &self.counters.source);
-                    n
-                }
-                Sink::Device(queue, max_frame) => {
-                    let bad = |len: u32| len < MIN_FRAME || len > *max_frame;
-                    let good = frames.iter().take_while(|(frame, _)| !bad(frame.len())).count();
-                    if good == 0 {
-                        let first = frames.take(1);
-                        let short = first.bytes() < u64::from(MIN_FRAME);
-                        let reason = if short { DropReason::FrameTooShort } else { DropReason::FrameTooLong };
-                        self.counters.source.count_drop(reason, 1);
-                        settle(&mut self.source, first, &self.counters.source);
-                        1
-                    } else {
-                        send(queue, &mut self.source, frames.take(good), &self.counters)
-                    }
-                }
-                Sink::Nobody(reason) => {
-                    self.counters.source.count_drop(*reason, frames.len() as u64);
-                    settle(&mut self.source, frames, &self.counters.source);
-                    frames.len()
-                }
-            };
-            if moved == 0 {
-                break;
-            }
-            self.waiting.done += moved;
-            self.waiting.since = Some(now);
-            // A guest's ring is asked once a pass: it stops early when its descriptors take too long.
-            if matches!(self.sink, Sink::Guest(_)) {
-                break;
+        for source in &mut self.sources {
+            if let Source::Guest(ring) = source {
+                ring.flush(&self.counters.source);
             }
         }
-        if !self.waiting.is_empty() {
-            self.lose_patience(now);
-        }
-        self.waiting.done != before
-    }
-
-    fn lose_patience(&mut self, now: Instant) {
-        let since = *self.waiting.since.get_or_insert(now);
-        let (patience, reason) = match self.sink {
-            Sink::Device(..) => (DEVICE_PATIENCE, DropReason::VfQueueFull),
-            _ => (GUEST_PATIENCE, DropReason::GuestQueueFull),
-        };
-        if now.duration_since(since) >= patience {
-            self.drop_waiting(reason);
+        for sink in &mut self.sinks {
+            if let Sink::Guest(ring) = sink {
+                ring.flush(&self.counters.sink);
+            }
         }
     }
 
-    /// Drops all that waits, for `reason`.
-    pub fn drop_waiting(&mut self, reason: DropReason) {
-        let frames = self.waiting.frames();
-        self.counters.source.count_drop(reason, frames.len() as u64);
-        settle(&mut self.source, frames, &self.counters.source);
-        self.waiting.clear();
-    }
-
-    /// Gives what waits back to a guest's queue, as if it had not been taken; a device's frames stay where they are.
+    /// Gives what waits back to a guest's queues, as if it had not been taken; a device's frames stay where they are.
     pub fn put_back_waiting(&mut self) {
-        if let Source::Guest(ring) = &mut self.source {
-            ring.put_back(self.waiting.len() as u16);
-            self.waiting.clear();
+        let Self { sources, paths, counters, .. } = self;
+        for path in paths {
+            path.put_back(&mut sources[path.source], counters);
         }
     }
 
-    /// Takes in what a device has finished, without sending anything; returns how many borrowed frames that were.
+    /// Takes in what devices have finished, without sending anything; returns how many borrowed frames that were.
+    #[inline]
     pub fn collect(&mut self) -> usize {
-        match &mut self.sink {
-            Sink::Device(queue, _) => collect(queue, &mut self.source),
-            _ => 0,
-        }
+        self.take_in(|queue, done| queue.reclaim(done), |_| {})
     }
 
-    /// Borrowed frames that a device has not given back.
+    /// Borrowed frames that devices have not given back.
     pub fn outstanding(&self) -> usize {
-        match &self.sink {
-            Sink::Device(queue, _) => queue.outstanding(),
+        let outstanding = |sink: &Sink| match sink {
+            Sink::Device(sink) => sink.queue.outstanding(),
             _ => 0,
-        }
+        };
+        self.sinks.iter().map(outstanding).sum()
     }
 
-    /// Takes all borrowed frames from a device that does not give them back; they count as aborted. A control thread
-    /// calls this, see [`TransmitQueue::abort`].
+    /// Whether frames that were made here, out of longer ones, are on their way: the lane cannot be taken apart then.
+    pub fn has_lent(&self) -> bool {
+        self.paths.iter().any(Path::has_lent)
+    }
+
+    /// Takes all borrowed frames from devices that do not give them back; they count as aborted. A control thread calls
+    /// this, see [`TransmitQueue::abort`].
     pub fn abort(&mut self) {
-        let Sink::Device(queue, _) = &mut self.sink else { return };
-        while queue.outstanding() > 0 {
-            let mut done = Completions::new();
-            queue.abort(&mut done);
-            if done.is_empty() {
-                break;
-            }
-            self.counters.source.count_drop(DropReason::Aborted, done.len() as u64);
-            for token in done {
-                complete(&mut self.source, token);
-            }
-        }
+        let counters = Arc::clone(&self.counters.source);
+        let aborted = |n: usize| counters.count_drop(DropReason::Aborted, n as u64);
+        while self.outstanding() > 0 && self.take_in(|queue, done| queue.abort(done), aborted) > 0 {}
     }
 
     #[inline]
-    fn note_source(&self) {
-        if let (Source::Guest(_), Some((_, [first, ..]))) =
-            (&self.source, self.waiting.frames().iter().next())
-        {
-            let mut head = [0; 12];
-            if first.copy_to(&mut head) == head.len() {
-                let [.., a, b, c, d, e, f] = head;
-                self.counters.source.note_source(pmd::MacAddress([a, b, c, d, e, f]).to_u64());
+    fn take_in(
+        &mut self,
+        mut reclaim: impl FnMut(&mut Transmit, &mut Completions),
+        note: impl Fn(usize),
+    ) -> usize {
+        let Self { sources, sinks, paths, by_pair, counters, .. } = self;
+        let mut n = 0;
+        for sink in sinks {
+            let Sink::Device(sink) = sink else { continue };
+            if sink.queue.outstanding() == 0 {
+                continue;
+            }
+            let mut done = Completions::new();
+            reclaim(&mut sink.queue, &mut done);
+            n += done.len();
+            note(done.len());
+            for token in done {
+                let chain = Chain::of(token);
+                let tag = tag_of(token);
+                let index = by_pair[usize::from(tag) % MOST_PAIRS];
+                if usize::from(tag) >= MOST_PAIRS {
+                    let path = paths.iter_mut().find(|path| path.source == usize::from(index));
+                    if let (Some(path), Some(source)) = (path, sources.get_mut(usize::from(index))) {
+                        path.returned(source, counters);
+                    }
+                } else if chain.slots > 0
+                    && let Some(source) = sources.get_mut(usize::from(index))
+                {
+                    complete(source, token);
+                }
+            }
+        }
+        n
+    }
+}
+
+#[inline]
+fn receive(source: &mut Source, burst: &mut Burst, counters: &LaneCounters) {
+    match source {
+        Source::Device(queue) => queue.receive(burst),
+        Source::Guest(ring) => {
+            ring.receive(burst, &counters.source);
+            if let Some((_, [first, ..])) = burst.frames().iter().next() {
+                let mut head = [0; 12];
+                if first.copy_to(&mut head) == head.len() {
+                    let [.., a, b, c, d, e, f] = head;
+                    counters.source.note_source(pmd::MacAddress([a, b, c, d, e, f]).to_u64());
+                }
             }
         }
     }
 }
 
+/// Puts each frame of `mixed` with those of its flow.
+pub(crate) fn tell_apart(
+    mixed: Frames<'_>,
+    source: &mut Source,
+    paths: &mut [Path],
+    counters: &LaneCounters,
+) {
+    for (frame, segments) in mixed.iter() {
+        let mut head = [0; FLOW_BYTES];
+        let n = pmd::frame::gather(segments, &mut head);
+        let path = &mut paths[hash::queue_of(hash::flow_hash(&head[..n]), paths.len())];
+        if !path.waiting.push(frame, segments) {
+            counters.source.count_drop(DropReason::GuestQueueFull, 1);
+            counters.source.rx_frames.add(1);
+            counters.source.rx_bytes.add(u64::from(frame.len()));
+            complete(source, frame.token());
+        }
+    }
+}
+
 #[inline]
-fn complete(source: &mut Source, token: Token) {
+pub(crate) fn complete(source: &mut Source, token: Token) {
     match source {
         Source::Guest(ring) => ring.complete(token),
         Source::Device(queue) => queue.release(token),
     }
 }
 
-/// Gives frames back to their source and counts them as received.
-#[inline]
-fn settle(source: &mut Source, frames: Frames<'_>, counters: &DirectionCounters) {
-    counters.rx_frames.add(frames.len() as u64);
-    counters.rx_bytes.add(frames.bytes());
-    for (frame, _) in frames.iter() {
-        complete(source, frame.token());
-    }
-}
-
-#[inline]
-fn send(queue: &mut Transmit, source: &mut Source, frames: Frames<'_>, counters: &LaneCounters) -> usize {
-    let (n, bytes) = match queue.transmit(frames) {
-        Accepted::Copied(n) => {
-            let taken = frames.take(n);
-            settle(source, taken, &counters.source);
-            (n, taken.bytes())
-        }
-        Accepted::Borrowed(n) => {
-            let taken = frames.take(n);
-            counters.source.rx_frames.add(n as u64);
-            counters.source.rx_bytes.add(taken.bytes());
-            (n, taken.bytes())
-        }
-        Accepted::Refused(n) => {
-            counters.source.count_drop(DropReason::VfRefused, n as u64);
-            settle(source, frames.take(n), &counters.source);
-            return n;
-        }
-    };
-    counters.sink.tx_frames.add(n as u64);
-    counters.sink.tx_bytes.add(bytes);
-    n
-}
-
-fn collect(queue: &mut Transmit, source: &mut Source) -> usize {
-    let mut done = Completions::new();
-    queue.reclaim(&mut done);
-    let n = done.len();
-    for token in done {
-        complete(source, token);
-    }
-    n
-}
+/// What waited when a device's receive queue was taken from its lane.
+pub type Leftover = Vec<Box<Waiting>>;

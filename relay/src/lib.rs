@@ -4,6 +4,7 @@
 //! ring and a device, and [`relay`] brings guest and device together and apart. [`driver`] is the other end of the
 //! rings: what a guest's driver does, for the demonstration and for tests.
 
+mod announcement;
 pub mod counters;
 mod device_control;
 pub mod driver;
@@ -13,6 +14,7 @@ pub mod interrupt;
 pub mod lane;
 pub mod mailbox;
 pub mod net;
+pub mod path;
 pub mod relay;
 pub mod ring;
 

@@ -17,14 +17,15 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::channel::Sender;
-use pmd::{DeviceStatistics, Identity, Link, Queues};
+use pmd::{DeviceStatistics, Identity, Link, MacAddress, Queues};
 use thiserror::Error;
 
 use crate::device_control::ToDevice;
 use crate::ends::{Ends, RelayCounters, take_back_borrowed};
+use crate::guest::space::AddressSpace;
 use crate::lane::{Direction, Lane, LaneKey};
 use crate::mailbox::WorkerHandle;
-use crate::ring::{ReceiveRing, SplitRing, TransmitRing};
+use crate::ring::{ReceiveRing, Ring, TransmitRing};
 
 /// The guest's side, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct GuestStatus {
     pub peer: Option<i32>,
     /// Virtio features that it negotiated; 0 before.
     pub features: u64,
+    /// MTU in bytes that the front end set.
+    pub mtu: Option<u16>,
 }
 
 /// How far a device is. Users see the C daemon's names for these (`DPDK_ADDED` …), which the API knows.
@@ -53,7 +56,7 @@ pub enum DeviceState {
 pub enum GuestState {
     /// No guest, or one whose rings do not run.
     Uninit,
-    /// Both rings run.
+    /// A receive queue runs, and a transmit queue.
     Ready,
 }
 
@@ -155,8 +158,10 @@ pub(crate) struct State {
     ends: Ends,
     /// Lanes that workers have.
     out: Vec<(LaneKey, WorkerHandle)>,
-    receive_runs: bool,
-    transmit_runs: bool,
+    /// The guest's rings that run: bit n is virtqueue n.
+    running: u64,
+    /// An address that is to be announced as soon as the device runs.
+    announce: Option<MacAddress>,
     /// The device's transmit queue was disabled to take frames back from it.
     queue_is_dead: bool,
     guest: Option<GuestStatus>,
@@ -187,8 +192,8 @@ impl Relay {
             placement,
             ends: Ends::default(),
             out: Vec::new(),
-            receive_runs: false,
-            transmit_runs: false,
+            running: 0,
+            announce: None,
             queue_is_dead: false,
             guest: None,
             device: None,
@@ -227,7 +232,7 @@ impl Relay {
     fn rebuild<R>(&self, state: &mut State, borrowed: Borrowed, change: impl FnOnce(&mut Ends) -> R) -> R {
         for (key, worker) in std::mem::take(&mut state.out) {
             let Some(mut lane) = worker.recall(key) else { continue };
-            if borrowed == Borrowed::TakeBack {
+            if borrowed == Borrowed::TakeBack || lane.has_lent() {
                 state.queue_is_dead |= !take_back_borrowed(&mut lane);
             }
             state.ends.take_apart(*lane);
@@ -254,60 +259,91 @@ impl Relay {
         }
     }
 
-    /// The guest's receive queue runs.
+    /// The front end has set the guest's MTU, in bytes.
+    pub fn set_guest_mtu(&self, mtu: u16) {
+        if let Some(guest) = &mut self.lock().guest {
+            guest.mtu = Some(mtu);
+        }
+    }
+
+    /// A receive queue of the guest runs.
     pub fn attach_receive(&self, ring: ReceiveRing) {
-        let mut state = self.lock();
-        self.rebuild(&mut state, Borrowed::Keep, |ends| ends.guest_receive = Some(ring));
-        state.receive_runs = true;
-        state.guest_changed();
+        let pair = usize::from(ring.pair());
+        self.attach(2 * pair, |ends| ends.guest_receive[pair] = Some(ring));
     }
 
-    /// The guest's transmit queue runs.
+    /// A transmit queue of the guest runs.
     pub fn attach_transmit(&self, ring: TransmitRing) {
+        let pair = usize::from(ring.pair());
+        self.attach(2 * pair + 1, |ends| ends.guest_transmit[pair] = Some(ring));
+    }
+
+    fn attach(&self, index: usize, put: impl FnOnce(&mut Ends)) {
         let mut state = self.lock();
-        self.rebuild(&mut state, Borrowed::Keep, |ends| ends.guest_transmit = Some(ring));
-        state.transmit_runs = true;
+        self.rebuild(&mut state, Borrowed::Keep, put);
+        state.running |= 1 << index;
         state.guest_changed();
     }
 
-    /// Takes a ring of the guest away (0 receive, 1 transmit). When this returns, no worker uses it and no device holds
-    /// its buffers; it takes at most [`crate::ends::TAKE_BACK_TIME`] and what aborting a queue takes. Returns the first
-    /// available slot that was not taken; `None` when the ring did not run.
-    pub fn detach_ring(&self, index: usize) -> Option<u16> {
+    /// Takes a ring of the guest away, by the index of its virtqueue (even: receive, odd: transmit). When this returns,
+    /// no worker uses it and no device holds its buffers; it takes at most [`crate::ends::TAKE_BACK_TIME`] and what
+    /// aborting a queue takes. Returns where the ring stands; `None` when it did not run.
+    pub fn detach_ring(&self, index: usize) -> Option<u32> {
         let mut state = self.lock();
-        let borrowed = if index == 0 { Borrowed::Keep } else { Borrowed::TakeBack };
-        let next = self.rebuild(&mut state, borrowed, |ends| {
-            if index == 0 {
-                ends.guest_receive.take().map(|mut ring| end_of(ring.ring()))
+        let pair = index / 2;
+        let receives = index.is_multiple_of(2);
+        let borrowed = if receives { Borrowed::Keep } else { Borrowed::TakeBack };
+        let base = self.rebuild(&mut state, borrowed, |ends| {
+            if receives {
+                ends.guest_receive.get_mut(pair)?.take().map(|mut ring| ring.ring().finish())
             } else {
-                ends.guest_transmit.take().map(|mut ring| end_of(ring.ring()))
+                ends.guest_transmit.get_mut(pair)?.take().map(|mut ring| ring.ring().finish())
             }
         });
-        if index == 0 {
-            state.receive_runs = false;
-        } else {
-            state.transmit_runs = false;
-        }
+        state.running &= !(1 << index);
         if std::mem::take(&mut state.queue_is_dead) {
             state.tell_device(|| ToDevice::Restart);
         }
         state.guest_changed();
-        next
+        base
     }
 
     /// Changes a running ring of the guest in a way that takes nothing from it.
-    pub fn with_ring(&self, index: usize, change: impl FnOnce(&mut SplitRing)) {
+    pub fn with_ring(&self, index: usize, change: impl FnOnce(&mut Ring)) {
         let mut state = self.lock();
         self.rebuild(&mut state, Borrowed::Keep, |ends| {
-            let ring = if index == 0 {
-                ends.guest_receive.as_mut().map(ReceiveRing::ring)
+            let pair = index / 2;
+            let ring = if index.is_multiple_of(2) {
+                ends.guest_receive[pair].as_mut().map(ReceiveRing::ring)
             } else {
-                ends.guest_transmit.as_mut().map(TransmitRing::ring)
+                ends.guest_transmit[pair].as_mut().map(TransmitRing::ring)
             };
             if let Some(ring) = ring {
                 change(ring);
             }
         });
+    }
+
+    /// Gives all running rings of the guest a new address space. With `take_back`, nothing is used that was found in the
+    /// old one when this returns.
+    pub fn set_space(&self, space: &Arc<AddressSpace>, take_back: bool) {
+        let mut state = self.lock();
+        let borrowed = if take_back { Borrowed::TakeBack } else { Borrowed::Keep };
+        self.rebuild(&mut state, borrowed, |ends| {
+            let receive = ends.guest_receive.iter_mut().flatten().map(ReceiveRing::ring);
+            let transmit = ends.guest_transmit.iter_mut().flatten().map(TransmitRing::ring);
+            receive.chain(transmit).for_each(|ring| ring.set_space(Arc::clone(space)));
+        });
+        if std::mem::take(&mut state.queue_is_dead) {
+            state.tell_device(|| ToDevice::Restart);
+        }
+    }
+
+    /// Tells the network behind the device that the guest is here now; as soon as the device runs, if it does not.
+    pub fn announce(&self, mac: MacAddress) {
+        let mut state = self.lock();
+        let sent = self.rebuild(&mut state, Borrowed::Keep, |ends| ends.announce(mac));
+        state.announce = (!sent).then_some(mac);
     }
 
     /// Sets the relay's place for a device aside while that is being opened.
@@ -352,23 +388,21 @@ impl Relay {
         Ok(())
     }
 
-    /// Whether the guest wants its device to run: from when both rings run until neither does.
+    /// Whether the guest wants its device to run: from when rings run both ways until none does.
     pub(crate) fn guest_wants_device(&self, running: bool) -> bool {
         let state = self.lock();
-        if running {
-            state.receive_runs || state.transmit_runs
-        } else {
-            state.receive_runs && state.transmit_runs
-        }
+        if running { state.running != 0 } else { state.runs_both_ways() }
     }
 
     /// The device has been started: its queues go to the workers.
-    pub(crate) fn attach_queues(&self, mut queues: Queues, max_frame: u32) {
+    pub(crate) fn attach_queues(&self, queues: Queues, max_frame: u32) {
         let mut state = self.lock();
-        self.rebuild(&mut state, Borrowed::Keep, |ends| {
-            ends.device_receive = queues.receive.pop().map(|queue| (queue, Box::default()));
-            ends.device_transmit = queues.transmit.pop().map(|queue| (queue, max_frame));
+        let mac = state.announce.take();
+        let sent = self.rebuild(&mut state, Borrowed::Keep, |ends| {
+            ends.put_device(queues.receive, queues.transmit, max_frame);
+            mac.is_none_or(|mac| ends.announce(mac))
         });
+        state.announce = mac.filter(|_| !sent);
         state.set_device_state(DeviceState::Ready);
     }
 
@@ -377,12 +411,9 @@ impl Relay {
         let mut state = self.lock();
         let counters = &self.counters.vf_to_vm;
         let queues = self.rebuild(&mut state, Borrowed::TakeBack, |ends| {
-            let receive = ends.device_receive.take().map(|(queue, waiting)| {
-                counters.count_drop(crate::counters::DropReason::Aborted, waiting.len() as u64);
-                queue
-            });
-            let transmit = ends.device_transmit.take().map(|(queue, _)| queue);
-            Queues { receive: receive.into_iter().collect(), transmit: transmit.into_iter().collect() }
+            let (receive, transmit, lost) = ends.take_device();
+            counters.count_drop(crate::counters::DropReason::Aborted, lost as u64);
+            Queues { receive, transmit }
         });
         // Its queues go with it.
         state.queue_is_dead = false;
@@ -395,7 +426,13 @@ impl Relay {
 
 impl State {
     fn guest_state(&self) -> GuestState {
-        if self.receive_runs && self.transmit_runs { GuestState::Ready } else { GuestState::Uninit }
+        if self.runs_both_ways() { GuestState::Ready } else { GuestState::Uninit }
+    }
+
+    /// Whether a receive queue runs and a transmit queue.
+    fn runs_both_ways(&self) -> bool {
+        const RECEIVE: u64 = 0x5555_5555_5555_5555;
+        self.running & RECEIVE != 0 && self.running & !RECEIVE != 0
     }
 
     fn set_device_state(&mut self, new: DeviceState) {
@@ -415,7 +452,7 @@ impl State {
 
     fn guest_changed(&mut self) {
         self.tell_device(|| ToDevice::GuestChanged);
-        let runs = self.receive_runs && self.transmit_runs;
+        let runs = self.runs_both_ways();
         if self.ends.cable {
             self.set_device_state(if runs { DeviceState::Ready } else { DeviceState::Added });
         }
@@ -473,13 +510,6 @@ impl Drop for Reservation {
             relay.lock().device = None;
         }
     }
-}
-
-/// Shows the guest all that was completed, and says where its ring stands. An interrupt is not due: the front end that
-/// stops a ring looks for itself.
-fn end_of(ring: &mut SplitRing) -> u16 {
-    ring.publish_quietly();
-    ring.next_available()
 }
 
 /// What a worker does with its lanes; here, next to what control does with them, so that both stay in step.

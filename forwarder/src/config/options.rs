@@ -97,7 +97,7 @@ struct Settings {
     /// No effect: jumbo frames are carried wherever the VF can.
     #[arg(short = 'J', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     enable_jumbo: Option<bool>,
-    /// Offer TCP segmentation offload to VMs. Not in this version.
+    /// Offer segmentation (TCP, UDP) to VMs: frames of up to 64 KiB, which are cut where the device cannot.
     #[arg(short = 'T', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     enable_tso: Option<bool>,
     /// Token (UUID) for VFs whose PF is held by VFIO, too; 0: the one that DPDK's documentation uses. Not in this

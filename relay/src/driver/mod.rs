@@ -2,8 +2,9 @@
 //!
 //! [`nic::GuestNic`] is a whole network card seen from inside a guest: it connects to a vhost-user socket, shares a
 //! piece of memory, and sends and receives frames. The demonstration and the benches run on it. [`split::DriverRing`]
-//! writes rings by hand, wrongly too, which is what the tests of hostile guests need.
+//! and [`packed::PackedDriver`] write rings by hand, wrongly too, which is what the tests of hostile guests need.
 
 pub mod memory;
 pub mod nic;
+pub mod packed;
 pub mod split;

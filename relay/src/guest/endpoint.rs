@@ -161,6 +161,7 @@ impl Server {
                 ];
                 if let Some(guest) = &self.guest {
                     fds.push(PollFd::from_borrowed_fd(guest.connection.fd(), PollFlags::IN));
+                    fds.push(PollFd::from_borrowed_fd(guest.session.bell(), PollFlags::IN));
                 }
                 let timeout = self.timeout().and_then(|time| Timespec::try_from(time).ok());
                 match poll(&mut fds, timeout.as_ref()) {
@@ -242,14 +243,20 @@ impl Server {
             );
         }
         self.tell(Tone::News, format_args!("VM connected on {path} ({})", who(peer)));
-        let session = Session::new(Arc::clone(&self.relay), &self.options, peer);
-        self.guest = Some(Guest { session, connection, since: Instant::now(), spoke: false, ran: false });
+        match Session::new(Arc::clone(&self.relay), &self.options, peer) {
+            Ok(session) => {
+                let since = Instant::now();
+                self.guest = Some(Guest { session, connection, since, spoke: false, ran: false });
+            }
+            Err(error) => tracing::warn!("relay {id}: cannot serve {path}: {error}"),
+        }
     }
 
     /// Handles what the guest has sent, and ends the connection when there is a reason to.
     fn serve(&mut self) {
         let Some(guest) = &mut self.guest else { return };
         let path = self.path.display();
+        guest.session.look_after();
         let served = guest.serve();
         let end =
             served.err().or_else(|| guest.session.offence().map(|offence| End::Fault(offence.to_owned())));

@@ -1,11 +1,22 @@
 //! What is offered to guests.
 
+use pmd::Capabilities;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+use virtio_bindings::virtio_config::{
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET,
+    VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
+    VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::net::header;
+use crate::ring::receive::ReceiveRules;
+use crate::ring::transmit::TransmitRules;
 
 /// Settings of a relay that show in what it offers. They stay the same over restarts: QEMU refuses a back end that
 /// lost a feature its guest uses.
@@ -15,13 +26,44 @@ pub struct GuestOptions {
     pub mergeable: bool,
     /// Tell the guest the largest IP packet that a frame may carry (`VIRTIO_NET_F_MTU`), in bytes; `None`: say nothing.
     pub mtu: Option<u16>,
+    /// Offer segmentation in both directions (TSO, USO): frames of up to 64 KiB between guest and daemon.
+    pub segmentation: bool,
 }
 
 impl Default for GuestOptions {
     fn default() -> Self {
-        Self { mergeable: true, mtu: None }
+        Self { mergeable: true, segmentation: true, mtu: None }
     }
 }
+
+/// Offered to every guest.
+const ALWAYS: &[u32] = &[
+    VIRTIO_F_VERSION_1,
+    VIRTIO_RING_F_INDIRECT_DESC,
+    VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_F_RING_RESET,
+    VIRTIO_F_ACCESS_PLATFORM,
+    VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_GUEST_ANNOUNCE,
+    VIRTIO_NET_F_CSUM,
+    VIRTIO_NET_F_GUEST_CSUM,
+];
+
+/// Offered with [`GuestOptions::segmentation`].
+const SEGMENTATION: &[u32] = &[
+    VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_USO,
+    VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6,
+];
 
 /// Feature bits that a front end negotiated (virtio, with vhost-user's own among them).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,20 +72,48 @@ pub struct Features(pub u64);
 impl Features {
     /// What is offered with these settings.
     pub fn offered(options: &GuestOptions) -> Self {
-        let mut bits = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC;
-        bits |= VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        bits |= u64::from(options.mergeable) << VIRTIO_NET_F_MRG_RXBUF;
-        Self(bits)
+        let bits = |list: &[u32]| list.iter().fold(0, |bits, bit| bits | 1 << bit);
+        let own = VhostUserVirtioFeatures::PROTOCOL_FEATURES | VhostUserVirtioFeatures::LOG_ALL;
+        Self(
+            bits(ALWAYS)
+                | own.bits()
+                | if options.mergeable { 1 << VIRTIO_NET_F_MRG_RXBUF } else { 0 }
+                | if options.segmentation { bits(SEGMENTATION) } else { 0 },
+        )
+    }
+
+    fn has(self, bit: u32) -> bool {
+        self.0 & 1 << bit != 0
     }
 
     /// Whether a frame may be spread over several receive buffers.
     pub fn mergeable(self) -> bool {
-        self.0 & 1 << VIRTIO_NET_F_MRG_RXBUF != 0
+        self.has(VIRTIO_NET_F_MRG_RXBUF)
     }
 
     /// Whether chains may lie in tables of their own.
     pub fn indirect(self) -> bool {
-        self.0 & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0
+        self.has(VIRTIO_RING_F_INDIRECT_DESC)
+    }
+
+    /// Whether kicks and interrupts are asked for by index.
+    pub fn event_idx(self) -> bool {
+        self.has(VIRTIO_RING_F_EVENT_IDX)
+    }
+
+    /// Whether rings are packed.
+    pub fn packed(self) -> bool {
+        self.has(VIRTIO_F_RING_PACKED)
+    }
+
+    /// Whether descriptors hold addresses of the guest's IOMMU.
+    pub fn translated(self) -> bool {
+        self.has(VIRTIO_F_ACCESS_PLATFORM)
+    }
+
+    /// Whether writes to guest memory are logged.
+    pub fn logs(self) -> bool {
+        self.0 & VhostUserVirtioFeatures::LOG_ALL.bits() != 0
     }
 
     /// Whether rings begin disabled, until `SET_VRING_ENABLE`.
@@ -53,15 +123,42 @@ impl Features {
 
     /// Bytes of virtio-net header before each frame.
     pub fn header(self) -> u32 {
-        let modern = self.0 & 1 << VIRTIO_F_VERSION_1 != 0;
-        if modern || self.mergeable() { header::LENGTH } else { header::LEGACY_LENGTH }
+        let long = self.has(VIRTIO_F_VERSION_1) || self.mergeable();
+        if long { header::LENGTH } else { header::LEGACY_LENGTH }
+    }
+
+    /// What the guest's receive queues want.
+    pub fn receive_rules(self) -> ReceiveRules {
+        ReceiveRules {
+            header: self.header(),
+            mergeable: self.mergeable(),
+            offloads: header::left_to_guest(self.0),
+        }
+    }
+
+    /// What the guest's transmit queues hold.
+    pub fn transmit_rules(self) -> TransmitRules {
+        let offloads = header::left_to_host(self.0);
+        TransmitRules {
+            header: self.header(),
+            offloads: (offloads != Capabilities::NONE).then_some(offloads),
+            in_order: self.has(VIRTIO_F_IN_ORDER),
+        }
     }
 }
 
 /// Protocol features that are offered.
 pub fn protocol() -> VhostUserProtocolFeatures {
     use VhostUserProtocolFeatures as P;
-    P::REPLY_ACK | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE
+    P::MQ
+        | P::LOG_SHMFD
+        | P::RARP
+        | P::REPLY_ACK
+        | P::MTU
+        | P::BACKEND_REQ
+        | P::RESET_DEVICE
+        | P::CONFIGURE_MEM_SLOTS
+        | P::STATUS
 }
 
 #[cfg(test)]

@@ -201,6 +201,12 @@ impl Iotlb {
         self.entries.is_empty()
     }
 
+    /// All translations, in the order of their addresses: the first address, the last, the user address of the first, and
+    /// what they permit.
+    pub fn entries(&self) -> impl Iterator<Item = (u64, u64, u64, Permission)> {
+        self.entries.iter().map(|entry| (entry.first, entry.last, entry.user, entry.permission))
+    }
+
     /// The translations as they are now, for one ring.
     pub fn snapshot(&self) -> Translations {
         Translations { entries: self.entries.as_slice().into(), found: 0 }
@@ -271,6 +277,12 @@ impl Translations {
         let behind_first = entry.last - iova;
         let len = if u64::from(len) <= behind_first { len } else { (behind_first + 1) as u32 };
         Some((entry.starting_at(iova).user, len))
+    }
+
+    /// The user address of `len` bytes at `iova`, if they are at consecutive ones.
+    pub fn translate_whole(&mut self, iova: u64, len: u64, needed: Permission) -> Option<u64> {
+        let (user, found) = self.translate(iova, u32::try_from(len).ok()?, needed)?;
+        (u64::from(found) == len).then_some(user)
     }
 }
 

@@ -208,89 +208,55 @@ impl GuestMemory {
         self.regions.is_empty()
     }
 
+    /// Guest address of the first byte behind all regions.
+    pub fn end(&self) -> u64 {
+        self.regions.last().map_or(0, |region| region.description.gpa + region.description.size)
+    }
+
     /// Whether the front end took away pages that we touched since (it truncated the file).
     pub fn is_poisoned(&self) -> bool {
         self.regions.iter().any(|region| region.mapping.guard.is_poisoned())
     }
 
-    /// Our address of `len` bytes at a user address of the front end; they must lie within one region.
-    pub fn at_user_address(&self, user: u64, len: u64) -> Option<NonNull<u8>> {
+    /// Where `len` bytes at a user address of the front end are; they must lie within one region.
+    pub fn at_user_address(&self, user: u64, len: u64) -> Option<Place> {
         self.regions.iter().find_map(|region| {
             let d = region.description;
             let offset = user.checked_sub(d.user)?;
             let inside = offset.checked_add(len)? <= d.size;
             // SAFETY: `offset + len` is within the mapping, which is `size` bytes long.
-            inside.then(|| unsafe { NonNull::new_unchecked(region.host().add(offset as usize)) })
+            let host =
+                inside.then(|| unsafe { NonNull::new_unchecked(region.host().add(offset as usize)) })?;
+            Some(Place { host, gpa: d.gpa + offset })
+        })
+    }
+
+    /// Where the bytes at a user address of the front end are, and how many of the `len` from there lie in the same region.
+    pub(super) fn from_user_address(&self, user: u64, len: u64) -> Option<(Place, u64)> {
+        self.regions.iter().find_map(|region| {
+            let d = region.description;
+            let left = d.size.checked_sub(user.checked_sub(d.user)?).filter(|left| *left > 0)?;
+            let len = len.min(left);
+            Some((self.at_user_address(user, len)?, len))
+        })
+    }
+
+    /// All regions: guest address, size in bytes, where they are mapped; in the order of their addresses.
+    pub(super) fn regions(&self) -> impl Iterator<Item = (u64, u64, NonNull<u8>)> {
+        self.regions.iter().filter_map(|region| {
+            let d = region.description;
+            Some((d.gpa, d.size, NonNull::new(region.host())?))
         })
     }
 }
 
-/// Guest address look-up for one ring: remembers the region that it found last.
-///
-/// Holds the memory, so what [`Translator::translate`] returns stays mapped as long as the translator lives.
-#[derive(Debug)]
-pub struct Translator {
-    table: Box<[Window]>,
-    last: usize,
-    memory: Arc<GuestMemory>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Window {
-    gpa: u64,
-    size: u64,
-    host: NonNull<u8>,
-}
-
-// SAFETY: the pointers are addresses of shared mappings that `memory` keeps in place; no thread owns them.
-unsafe impl Send for Translator {}
-
-impl Translator {
-    /// A look-up over `memory`.
-    pub fn new(memory: Arc<GuestMemory>) -> Self {
-        let window = |region: &Region| {
-            let host = NonNull::new(region.host())?;
-            Some(Window { gpa: region.description.gpa, size: region.description.size, host })
-        };
-        let table = memory.regions.iter().filter_map(window).collect();
-        Self { table, last: 0, memory }
-    }
-
-    /// The memory behind it.
-    pub fn memory(&self) -> &Arc<GuestMemory> {
-        &self.memory
-    }
-
-    /// Our address of guest address `gpa`, and how many of the `len` bytes from there lie in the same region; `None`
-    /// when `gpa` is in no region. At least one byte for `len > 0`.
-    #[inline]
-    pub fn translate(&mut self, gpa: u64, len: u32) -> Option<(NonNull<u8>, u32)> {
-        if let Some(found) = self.table.get(self.last).and_then(|window| window.find(gpa, len)) {
-            return Some(found);
-        }
-        self.search(gpa, len)
-    }
-
-    #[cold]
-    fn search(&mut self, gpa: u64, len: u32) -> Option<(NonNull<u8>, u32)> {
-        let at = self.table.partition_point(|window| window.gpa <= gpa).checked_sub(1)?;
-        let found = self.table[at].find(gpa, len)?;
-        self.last = at;
-        Some(found)
-    }
-}
-
-impl Window {
-    #[inline]
-    fn find(&self, gpa: u64, len: u32) -> Option<(NonNull<u8>, u32)> {
-        let offset = gpa.wrapping_sub(self.gpa);
-        if offset >= self.size {
-            return None;
-        }
-        let len = u64::from(len).min(self.size - offset) as u32;
-        // SAFETY: `offset < size`, so the result is inside the mapping.
-        Some((unsafe { self.host.add(offset as usize) }, len))
-    }
+/// A place in guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where it is mapped here.
+    pub host: NonNull<u8>,
+    /// Its guest physical address.
+    pub gpa: u64,
 }
 
 #[cfg(test)]
@@ -304,33 +270,16 @@ pub(crate) mod tests {
         File::from(fd)
     }
 
-    fn region(gpa: u64, size: u64) -> RegionDescription {
+    pub(crate) fn region(gpa: u64, size: u64) -> RegionDescription {
         RegionDescription { gpa, size, user: gpa.wrapping_add(0x7000_0000_0000), offset: 0 }
     }
 
-    fn two() -> GuestMemory {
+    pub(crate) fn two() -> GuestMemory {
         GuestMemory::map([
             (region(0x10_0000, 0x2000), memfd(0x2000)),
             (region(0x10_2000, 0x1000), memfd(0x1000)),
         ])
         .unwrap()
-    }
-
-    #[test]
-    fn addresses_translate_up_to_the_end_of_their_region_and_no_further() {
-        let memory = Arc::new(two());
-        let mut t = Translator::new(Arc::clone(&memory));
-        assert!(t.translate(0xf_ffff, 2).is_none(), "one byte before the first region");
-        assert_eq!(t.translate(0x10_0000, 4).unwrap().1, 4);
-        assert_eq!(t.translate(0x10_1fff, 4).unwrap().1, 1, "the last byte of a region");
-        assert_eq!(
-            t.translate(0x10_2000, 0x2000).unwrap().1,
-            0x1000,
-            "the adjacent region is another mapping"
-        );
-        assert!(t.translate(0x10_3000, 1).is_none(), "one byte behind the last region");
-        assert!(t.translate(u64::MAX, u32::MAX).is_none());
-        assert!(Translator::new(Arc::new(GuestMemory::default())).translate(0, 1).is_none());
     }
 
     #[test]
@@ -378,19 +327,5 @@ pub(crate) mod tests {
             let error = GuestMemory::map([(description, file)]).unwrap_err();
             assert!(matches!(error, MemoryError::Pages { .. } | MemoryError::Map { .. }), "{error}");
         }
-    }
-
-    #[test]
-    fn a_removed_region_stays_mapped_for_those_who_hold_it() {
-        let memory = Arc::new(two());
-        let mut old = Translator::new(Arc::clone(&memory));
-        let smaller = memory.without(region(0x10_2000, 0x1000)).unwrap();
-        assert_eq!((memory.len(), smaller.len()), (2, 1));
-        drop(memory);
-        let (host, _) = old.translate(0x10_2000, 1).unwrap();
-        // SAFETY: the translator holds the mapping.
-        unsafe { host.as_ptr().write_volatile(1) };
-        assert!(Translator::new(Arc::new(smaller)).translate(0x10_2000, 1).is_none());
-        assert!(two().without(region(0x20_0000, 0x1000)).is_err());
     }
 }

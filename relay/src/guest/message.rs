@@ -70,11 +70,19 @@ pub fn shape(request: FrontendReq) -> Option<Shape> {
     use FrontendReq as R;
     let exact = |len, descriptors, answers| Some(Shape { payload: (len, len), descriptors, answers });
     match request {
-        R::GET_FEATURES | R::GET_PROTOCOL_FEATURES | R::GET_QUEUE_NUM | R::GET_MAX_MEM_SLOTS => {
-            exact(0, 0, true)
-        }
+        R::GET_FEATURES
+        | R::GET_PROTOCOL_FEATURES
+        | R::GET_QUEUE_NUM
+        | R::GET_MAX_MEM_SLOTS
+        | R::GET_STATUS => exact(0, 0, true),
         R::SET_OWNER | R::RESET_OWNER | R::RESET_DEVICE => exact(0, 0, false),
-        R::SET_FEATURES | R::SET_PROTOCOL_FEATURES => exact(8, 0, false),
+        R::SET_FEATURES | R::SET_PROTOCOL_FEATURES | R::SET_STATUS | R::NET_SET_MTU | R::SEND_RARP => {
+            exact(8, 0, false)
+        }
+        R::SET_LOG_BASE => exact(16, 1, true),
+        R::SET_LOG_FD => Some(Shape { payload: (0, 8), descriptors: 1, answers: false }),
+        R::SET_BACKEND_REQ_FD => Some(Shape { payload: (0, 8), descriptors: 1, answers: false }),
+        R::IOTLB_MSG => exact(super::iotlb::MESSAGE, 0, false),
         R::SET_MEM_TABLE => {
             Some(Shape { payload: (8, 8 + 8 * 32), descriptors: MOST_DESCRIPTORS, answers: false })
         }

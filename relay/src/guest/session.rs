@@ -9,30 +9,38 @@
 //! the relay, whole: no worker uses it any more and no device holds its buffers when the reply goes out.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use pmd::MacAddress;
 use thiserror::Error;
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserMemory, VhostUserMemoryRegion, VhostUserSingleMemoryRegion, VhostUserU64,
-    VhostUserVringAddr, VhostUserVringState,
+    FrontendReq, VhostUserLog, VhostUserSingleMemoryRegion, VhostUserVringAddr, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
 use super::connection::Message;
+use super::dirty_log::{DirtyLog, LogError};
 use super::features::{Features, GuestOptions, protocol};
-use super::memory::{GuestMemory, MAX_REGIONS, MemoryError, RegionDescription};
+use super::iotlb::{Change, Iotlb, IotlbError};
+use super::iotlb_miss::{self, BackendChannel, MissReports};
+use super::memory::{GuestMemory, MAX_REGIONS, MemoryError};
 use super::message;
+use super::payload::{describe, memory_table, number, payload, ring_descriptor, ring_index, ring_state};
+use super::space::AddressSpace;
+use crate::lane::MOST_PAIRS;
 use crate::relay::{GuestStatus, Relay};
 use crate::ring::notify::{Call, check_eventfd};
 use crate::ring::split::MAX_SIZE;
-use crate::ring::{ReceiveRing, RingConfig, RingError, SplitRing, TransmitRing};
+use crate::ring::{PackedRing, ReceiveRing, Ring, RingConfig, RingError, SplitRing, TransmitRing};
 
-/// Virtqueues: one receive queue (0) and one transmit queue (1).
-const QUEUES: usize = 2;
-/// `SET_VRING_KICK` and its like: the ring's index is in the low byte, this bit says that no descriptor came along.
-const NO_DESCRIPTOR: u64 = 1 << 8;
+/// Virtqueues: a receive queue (even) and a transmit queue (odd) for each queue pair.
+pub(super) const RINGS: usize = 2 * MOST_PAIRS;
+/// Longest frame without its Ethernet header and VLAN tag, in bytes: jumbo frames of 9702 bytes.
+const MAX_MTU: u64 = 9702 - 18;
+/// Shortest MTU that virtio-net knows (virtio 1.3, 5.1.4.1).
+const MIN_MTU: u64 = 68;
 
 /// Why a message was not obeyed. The front end is told if it asked for replies; otherwise the connection ends.
 #[derive(Debug, Error)]
@@ -40,6 +48,15 @@ pub enum Refusal {
     /// Memory that cannot be mapped.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A dirty log that cannot be used.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A dirty log without a bit for every page of memory.
+    #[error("the dirty log is too small for the guest's memory")]
+    SmallLog,
+    /// A translation that makes no sense.
+    #[error(transparent)]
+    Iotlb(#[from] IotlbError),
     /// A ring that cannot be started.
     #[error("ring {index}: {cause}")]
     Ring {
@@ -49,7 +66,7 @@ pub enum Refusal {
         cause: RingError,
     },
     /// There is no such ring.
-    #[error("ring {0} does not exist: this device has {QUEUES}")]
+    #[error("ring {0} does not exist: this device has {RINGS}")]
     NoSuchRing(u64),
     /// Bits that were not offered.
     #[error("features {0:#x} were not offered")]
@@ -62,6 +79,9 @@ pub enum Refusal {
         /// The size.
         size: u32,
     },
+    /// An MTU that is not possible.
+    #[error("an MTU of {0} bytes: {MIN_MTU} to {MAX_MTU} are possible")]
+    Mtu(u64),
     /// A descriptor that is missing, or none that can be used.
     #[error("{0}")]
     Descriptor(String),
@@ -74,6 +94,8 @@ pub enum Refusal {
 enum Answer {
     /// Nothing but the acknowledgement, if wanted.
     Done,
+    /// A reply without payload.
+    Empty,
     Number(u64),
     State(VhostUserVringState),
 }
@@ -83,12 +105,16 @@ enum Answer {
 struct RingState {
     config: RingConfig,
     placed: bool,
+    /// Whether the front end said where the ring stands.
+    based: bool,
     started: bool,
     /// What `SET_VRING_ENABLE` said last, if anything.
     enabled: Option<bool>,
     running: bool,
     call: Option<OwnedFd>,
     kick: Option<OwnedFd>,
+    /// Addresses that the running ring has no translation for.
+    misses: Option<MissReports>,
 }
 
 /// The state of one connection.
@@ -98,19 +124,60 @@ pub struct Session {
     offered: Features,
     features: Features,
     memory: Arc<GuestMemory>,
-    rings: [RingState; QUEUES],
+    log: Option<Arc<DirtyLog>>,
+    iotlb: Iotlb,
+    /// What the rings see of all that.
+    space: Arc<AddressSpace>,
+    rings: Vec<RingState>,
+    /// Device status, as the driver set it (virtio 1.3, 2.1).
+    status: u64,
+    /// Where missing translations are asked for.
+    channel: Option<BackendChannel>,
+    /// Rings ring it when they miss a translation.
+    bell: Arc<OwnedFd>,
     /// Whether a write to a call descriptor had to be ended, for each that was handed to a ring.
     dead_calls: Vec<Arc<AtomicBool>>,
 }
 
 impl Session {
     /// A session that has heard nothing yet.
-    pub fn new(relay: Arc<Relay>, options: &GuestOptions, peer: Option<i32>) -> Self {
-        relay.set_guest(Some(GuestStatus { peer, features: 0 }));
-        let offered = Features::offered(options);
-        let rings = std::array::from_fn(|_| RingState::default());
-        let (features, memory, dead_calls) = (Features::default(), Arc::default(), Vec::new());
-        Self { relay, offered, features, memory, rings, dead_calls }
+    pub fn new(relay: Arc<Relay>, options: &GuestOptions, peer: Option<i32>) -> std::io::Result<Self> {
+        let bell = iotlb_miss::wake()?;
+        relay.set_guest(Some(GuestStatus { peer, features: 0, mtu: None }));
+        Ok(Self {
+            relay,
+            offered: Features::offered(options),
+            features: Features::default(),
+            memory: Arc::default(),
+            log: None,
+            iotlb: Iotlb::default(),
+            space: Arc::default(),
+            rings: (0..RINGS).map(|_| RingState::default()).collect(),
+            status: 0,
+            channel: None,
+            bell,
+            dead_calls: Vec::new(),
+        })
+    }
+
+    /// Readable when [`look_after`](Self::look_after) is due.
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    /// Passes on what rings ask for.
+    pub fn look_after(&mut self) {
+        iotlb_miss::quieten(&self.bell);
+        let Some(channel) = &mut self.channel else { return };
+        for misses in self.rings.iter().filter_map(|ring| ring.misses.as_ref()) {
+            if let Some((iova, needed)) = misses.take()
+                && let Err(error) = channel.send_miss(iova, needed)
+            {
+                tracing::warn!("relay {}: the channel to the front end is broken: {error}", self.relay.id());
+                self.channel = None;
+                return;
+            }
+        }
     }
 
     /// Obeys a message; returns the bytes to send back, if any. An error is the reason to end the connection.
@@ -123,6 +190,7 @@ impl Session {
         };
         match self.obey(&mut message) {
             Ok(Answer::Done) => Ok(acknowledge(0)),
+            Ok(Answer::Empty) => Ok(Some(message::reply(header.request, &[]))),
             Ok(Answer::Number(number)) => Ok(Some(message::reply(header.request, &number.to_ne_bytes()))),
             Ok(Answer::State(state)) => Ok(Some(message::reply(header.request, state.as_slice()))),
             Err(refusal) => match acknowledge(1) {
@@ -137,7 +205,7 @@ impl Session {
 
     /// What the guest did since that it must not do: a reason to end the session.
     pub fn offence(&self) -> Option<&'static str> {
-        if self.memory.is_poisoned() {
+        if self.memory.is_poisoned() || self.log.as_ref().is_some_and(|log| log.is_poisoned()) {
             return Some("the VM took away memory that it had shared");
         }
         let blocked = self.dead_calls.iter().any(|dead| dead.load(Ordering::Relaxed));
@@ -158,7 +226,8 @@ impl Session {
         match message.header.request {
             R::GET_FEATURES => return Ok(Answer::Number(self.offered.0)),
             R::GET_PROTOCOL_FEATURES => return Ok(Answer::Number(protocol().bits())),
-            R::GET_QUEUE_NUM => return Ok(Answer::Number(1)),
+            R::GET_QUEUE_NUM => return Ok(Answer::Number(MOST_PAIRS as u64)),
+            R::GET_STATUS => return Ok(Answer::Number(self.status)),
             R::GET_MAX_MEM_SLOTS => return Ok(Answer::Number(MAX_REGIONS as u64)),
             R::SET_FEATURES => self.set_features(number(message)?)?,
             R::SET_PROTOCOL_FEATURES => match number(message)? & !protocol().bits() {
@@ -186,14 +255,14 @@ impl Session {
                 self.replace_memory(self.memory.without(describe(&region))?)?;
             }
             R::SET_VRING_NUM => {
-                let (index, size) = self.ring_state(message)?;
+                let (index, size) = ring_state(message)?;
                 let valid = u16::try_from(size).ok().filter(|size| *size > 0 && *size <= MAX_SIZE);
                 let size = valid.ok_or(Refusal::RingSize { index, size })?;
                 self.change(index, |ring| ring.config.size = size)?;
             }
             R::SET_VRING_BASE => {
-                let (index, base) = self.ring_state(message)?;
-                self.change(index, |ring| ring.config.next_available = base as u16)?;
+                let (index, base) = ring_state(message)?;
+                self.change(index, |ring| (ring.config.base, ring.based) = (base, true))?;
             }
             R::SET_VRING_ADDR => {
                 let address: VhostUserVringAddr = payload(message)?;
@@ -206,7 +275,7 @@ impl Session {
                 })?;
             }
             R::SET_VRING_ENABLE => {
-                let (index, enable) = self.ring_state(message)?;
+                let (index, enable) = ring_state(message)?;
                 self.change(index, |ring| ring.enabled = Some(enable != 0))?;
             }
             R::SET_VRING_KICK => {
@@ -224,18 +293,56 @@ impl Session {
             // Errors of a ring are in our counters and log; nobody needs to be told by eventfd.
             R::SET_VRING_ERR => drop(ring_descriptor(message)?),
             R::GET_VRING_BASE => {
-                let (index, _) = self.ring_state(message)?;
+                let (index, _) = ring_state(message)?;
                 self.stop_ring(index);
                 let ring = &mut self.rings[index];
-                ring.started = false;
-                (ring.call, ring.kick) = (None, None);
-                return Ok(Answer::State(VhostUserVringState::new(
-                    index as u32,
-                    u32::from(ring.config.next_available),
-                )));
+                (ring.started, ring.call, ring.kick) = (false, None, None);
+                return Ok(Answer::State(VhostUserVringState::new(index as u32, ring.config.base)));
             }
             R::RESET_OWNER | R::RESET_DEVICE => self.stop_all(true),
-            // SET_OWNER; whatever else is in the table has a case above.
+            R::SET_STATUS => {
+                self.status = number(message)? & 0xff;
+                if self.status == 0 {
+                    self.stop_all(true);
+                }
+            }
+            R::SET_LOG_BASE => {
+                let VhostUserLog { mmap_size, mmap_offset } = payload(message)?;
+                let without = || Refusal::Descriptor("a dirty log without its descriptor".to_owned());
+                let file = File::from(message.descriptors.pop().ok_or_else(without)?);
+                let log = DirtyLog::map(file, mmap_size, mmap_offset)?;
+                if !log.covers(self.memory.end()) {
+                    return Err(Refusal::SmallLog);
+                }
+                self.log = Some(Arc::new(log));
+                self.renew_space(false)?;
+                return Ok(Answer::Empty);
+            }
+            R::SEND_RARP => {
+                // The address stands in the first six bytes of the payload, as in memory.
+                let [a, b, c, d, e, f, _, _] = number(message)?.to_ne_bytes();
+                self.relay.announce(MacAddress([a, b, c, d, e, f]));
+            }
+            R::NET_SET_MTU => {
+                let mtu = number(message)?;
+                if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
+                    return Err(Refusal::Mtu(mtu));
+                }
+                self.relay.set_guest_mtu(mtu as u16);
+            }
+            R::SET_BACKEND_REQ_FD => {
+                let without = || Refusal::Descriptor("no descriptor".to_owned());
+                let fd = message.descriptors.pop().ok_or_else(without)?;
+                let bad = |cause| Refusal::Descriptor(format!("back-end channel: {cause}"));
+                self.channel = Some(BackendChannel::new(fd).map_err(bad)?);
+            }
+            R::IOTLB_MSG => {
+                let change = self.iotlb.apply(&message.payload)?;
+                if self.features.translated() {
+                    self.renew_space(change == Change::Removed)?;
+                }
+            }
+            // SET_OWNER, SET_LOG_FD (an eventfd that nobody listens to); whatever else is in the table has a case above.
             _ => {}
         }
         Ok(Answer::Done)
@@ -249,14 +356,51 @@ impl Session {
             self.stop_all(false);
             self.features = Features(bits);
             self.relay.set_guest_features(bits);
+            self.space = Arc::new(self.make_space());
         }
         self.start_all()
     }
 
     fn replace_memory(&mut self, memory: GuestMemory) -> Result<(), Refusal> {
+        if self.log.as_ref().is_some_and(|log| !log.covers(memory.end())) {
+            return Err(Refusal::SmallLog);
+        }
         self.stop_all(false);
         self.memory = Arc::new(memory);
+        self.space = Arc::new(self.make_space());
         self.start_all()
+    }
+
+    fn make_space(&self) -> AddressSpace {
+        let log = self.log.clone().filter(|_| self.features.logs());
+        if self.features.translated() {
+            AddressSpace::translated(Arc::clone(&self.memory), &self.iotlb, log)
+        } else {
+            AddressSpace::physical(Arc::clone(&self.memory), log)
+        }
+    }
+
+    /// Has all rings see translations and log as they are now. With `removed`, a ring whose own areas are no longer where
+    /// they were waits until they are somewhere again.
+    fn renew_space(&mut self, removed: bool) -> Result<(), Refusal> {
+        self.space = Arc::new(self.make_space());
+        if removed {
+            for index in 0..RINGS {
+                let ring = &self.rings[index];
+                if ring.running && !self.is_in_place(&ring.config) {
+                    self.stop_ring(index);
+                }
+            }
+        }
+        self.relay.set_space(&self.space, removed);
+        self.start_all()
+    }
+
+    fn is_in_place(&self, config: &RingConfig) -> bool {
+        let areas = |space: &AddressSpace| {
+            config.areas(self.features.packed()).map(|(address, len)| space.area(address, len))
+        };
+        areas(&self.space).iter().all(Option::is_some)
     }
 
     /// Changes what is known of a ring, with the ring stopped meanwhile.
@@ -276,12 +420,12 @@ impl Session {
     }
 
     fn start_all(&mut self) -> Result<(), Refusal> {
-        (0..QUEUES).try_for_each(|index| self.start_ring(index))
+        (0..RINGS).try_for_each(|index| self.start_ring(index))
     }
 
     /// Stops all rings; with `reset` they are as in the beginning.
     fn stop_all(&mut self, reset: bool) {
-        for index in 0..QUEUES {
+        for index in 0..RINGS {
             self.stop_ring(index);
             if reset {
                 self.rings[index] = RingState::default();
@@ -302,29 +446,61 @@ impl Session {
             return Ok(());
         }
         ring.config.indirect = features.indirect();
-        let fd = ring.call.take();
+        ring.config.event_idx = features.event_idx();
+        if features.packed() && !ring.based {
+            ring.config.base = PackedRing::START;
+        }
+        let config = ring.config;
+        if features.translated() && !self.ask_for_areas(&config) {
+            return Ok(());
+        }
+        let fd = self.rings[index].call.take();
         let call = self.call(fd.as_ref())?;
-        let ring = &mut self.rings[index];
-        ring.call = fd;
-        let split = SplitRing::new(&ring.config, &self.memory, call)
-            .map_err(|cause| Refusal::Ring { index, cause })?;
-        ring.running = true;
-        tracing::debug!(relay = self.relay.id(), index, size = ring.config.size, "ring started");
-        if index == 0 {
-            self.relay.attach_receive(ReceiveRing::new(split, features.header(), features.mergeable()));
+        self.rings[index].call = fd;
+        let ring = if features.packed() {
+            PackedRing::new(&config, &self.space, call).map(Ring::from)
         } else {
-            self.relay.attach_transmit(TransmitRing::new(split, features.header()));
+            SplitRing::new(&config, &self.space, call).map(Ring::from)
+        };
+        let mut ring = ring.map_err(|cause| Refusal::Ring { index, cause })?;
+        if features.translated() {
+            let (reporter, reports) = iotlb_miss::miss_report(&self.bell);
+            ring.report_misses(reporter);
+            self.rings[index].misses = Some(reports);
+        }
+        self.rings[index].running = true;
+        tracing::debug!(relay = self.relay.id(), index, size = config.size, "ring started");
+        let pair = (index / 2) as u8;
+        if index.is_multiple_of(2) {
+            self.relay.attach_receive(ReceiveRing::new(ring, pair, features.receive_rules()));
+        } else {
+            self.relay.attach_transmit(TransmitRing::new(ring, pair, features.transmit_rules()));
         }
         Ok(())
+    }
+
+    /// Whether a ring's areas are translated; asks for those that are not.
+    fn ask_for_areas(&mut self, config: &RingConfig) -> bool {
+        let mut there = true;
+        for (address, len) in config.areas(self.features.packed()) {
+            if let Some(missing) = self.space.first_missing(address, len) {
+                there = false;
+                if let Some(channel) = &mut self.channel {
+                    let _ = channel.send_miss(missing, super::iotlb::Permission::ReadWrite);
+                }
+            }
+        }
+        there
     }
 
     fn stop_ring(&mut self, index: usize) {
         if !std::mem::take(&mut self.rings[index].running) {
             return;
         }
-        if let Some(next) = self.relay.detach_ring(index) {
-            self.rings[index].config.next_available = next;
-            tracing::debug!(relay = self.relay.id(), index, next, "ring stopped");
+        self.rings[index].misses = None;
+        if let Some(base) = self.relay.detach_ring(index) {
+            (self.rings[index].config.base, self.rings[index].based) = (base, true);
+            tracing::debug!(relay = self.relay.id(), index, base, "ring stopped");
         }
     }
 }
@@ -334,67 +510,4 @@ impl Drop for Session {
         self.stop_all(true);
         self.relay.set_guest(None);
     }
-}
-
-impl Session {
-    /// Index and value of a message whose payload is a ring's state.
-    fn ring_state(&self, message: &Message) -> Result<(usize, u32), Refusal> {
-        let state: VhostUserVringState = payload(message)?;
-        Ok((ring_index(u64::from(state.index))?, state.num))
-    }
-}
-
-fn ring_index(index: u64) -> Result<usize, Refusal> {
-    usize::try_from(index).ok().filter(|index| *index < QUEUES).ok_or(Refusal::NoSuchRing(index))
-}
-
-/// Ring index and descriptor of `SET_VRING_KICK`, `CALL` and `ERR`.
-fn ring_descriptor(message: &mut Message) -> Result<(usize, Option<OwnedFd>), Refusal> {
-    let value = number(message)?;
-    let index = ring_index(value & 0xff)?;
-    let fd = message.descriptors.pop();
-    if value & !(NO_DESCRIPTOR | 0xff) != 0 || (value & NO_DESCRIPTOR == 0) != fd.is_some() {
-        return Err(Refusal::Descriptor(format!(
-            "value {value:#x} contradicts the descriptor that came along"
-        )));
-    }
-    Ok((index, fd))
-}
-
-fn payload<T: ByteValued>(message: &Message) -> Result<T, Refusal> {
-    let mut value = T::zeroed();
-    let bytes = value.as_mut_slice();
-    let from = message.payload.get(..bytes.len()).ok_or(Refusal::Payload("the payload is too short"))?;
-    bytes.copy_from_slice(from);
-    Ok(value)
-}
-
-fn number(message: &Message) -> Result<u64, Refusal> {
-    Ok(payload::<VhostUserU64>(message)?.value)
-}
-
-fn describe(region: &VhostUserMemoryRegion) -> RegionDescription {
-    RegionDescription {
-        gpa: region.guest_phys_addr,
-        size: region.memory_size,
-        user: region.user_addr,
-        offset: region.mmap_offset,
-    }
-}
-
-fn memory_table(bytes: &[u8]) -> Result<Vec<RegionDescription>, Refusal> {
-    let (head, rows) =
-        bytes.split_at_checked(size_of::<VhostUserMemory>()).ok_or(Refusal::Payload("no table"))?;
-    let mut table = VhostUserMemory::default();
-    table.as_mut_slice().copy_from_slice(head);
-    let (rows, rest) = rows.as_chunks::<{ size_of::<VhostUserMemoryRegion>() }>();
-    if !rest.is_empty() || rows.len() != table.num_regions as usize {
-        return Err(Refusal::Payload("the memory table has another length than it says"));
-    }
-    let read = |row: &[u8; size_of::<VhostUserMemoryRegion>()]| {
-        let mut region = VhostUserMemoryRegion::default();
-        region.as_mut_slice().copy_from_slice(row);
-        describe(&region)
-    };
-    Ok(rows.iter().map(read).collect())
 }

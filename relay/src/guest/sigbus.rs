@@ -138,7 +138,7 @@ mod tests {
 
     use super::Slot;
     use crate::guest::memory::tests::memfd;
-    use crate::guest::memory::{GuestMemory, RegionDescription, Translator};
+    use crate::guest::memory::{GuestMemory, RegionDescription};
 
     #[test]
     fn a_slot_that_is_being_changed_holds_nothing() {
@@ -161,9 +161,8 @@ mod tests {
         let keep = file.try_clone().unwrap();
         let description = RegionDescription { gpa: 0, size: 0x4000, user: 0x10000, offset: 0 };
         let memory = Arc::new(GuestMemory::map([(description, file)]).unwrap());
-        let mut translator = Translator::new(Arc::clone(&memory));
-        let (host, _) = translator.translate(0x2000, 8).unwrap();
-        // SAFETY: the translator holds the mapping.
+        let host = memory.at_user_address(0x12000, 8).unwrap().host;
+        // SAFETY: `memory` holds the mapping.
         unsafe { host.as_ptr().write_volatile(7) };
         assert!(!memory.is_poisoned());
         keep.set_len(0).unwrap();

@@ -1,6 +1,8 @@
 //! Descriptors and chains: what a guest may write, and what is wrong when it wrote something else.
 
+use super::buffer::Buffer;
 use crate::counters::DropReason;
+use crate::guest::iotlb::Permission;
 
 /// `VIRTQ_DESC_F_NEXT`: the chain goes on at `next` (virtio 1.3, 2.7.5).
 pub const NEXT: u16 = 1;
@@ -31,6 +33,11 @@ impl Descriptor {
         let (addr, rest) = (u64::from_le(addr), u64::from_le(rest));
         Self { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
     }
+
+    #[inline]
+    pub(super) fn buffer(self) -> Buffer {
+        Buffer { addr: self.addr, len: self.len, flags: self.flags }
+    }
 }
 
 /// What the buffers of a chain are for, seen from the guest's side of the table.
@@ -47,6 +54,15 @@ impl Access {
     #[inline]
     pub fn allows(self, flags: u16) -> bool {
         (flags & WRITE != 0) == (self == Access::Write)
+    }
+
+    /// What a translation must permit for it.
+    #[inline]
+    pub fn permission(self) -> Permission {
+        match self {
+            Access::Read => Permission::Read,
+            Access::Write => Permission::Write,
+        }
     }
 }
 

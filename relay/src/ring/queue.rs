@@ -6,9 +6,12 @@
 //!                      └───────────┘
 //! ```
 
-use pmd::Segment;
+use std::sync::Arc;
+
+use pmd::{Segment, Token};
 
 use super::chain::{Access, Stop};
+use crate::guest::space::AddressSpace;
 
 /// A chain of descriptors, as its ring knows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,6 +21,30 @@ pub struct Chain {
     /// Slots that the chain takes in the ring that the driver fills: 1 in a split ring (its entry in the available
     /// ring), the number of its descriptors in a packed ring.
     pub slots: u16,
+}
+
+/// Bits of a token for the chain's id, and for its slots (a chain has 512 at most).
+const ID_BITS: u32 = 16;
+const SLOT_BITS: u32 = 10;
+
+impl Chain {
+    /// The token of a frame in this chain; `tag`, below 64, says which ring it came from.
+    #[inline]
+    pub fn token(self, tag: u8) -> Token {
+        Token(u32::from(tag) << (ID_BITS + SLOT_BITS) | u32::from(self.slots) << ID_BITS | u32::from(self.id))
+    }
+
+    /// The chain of a token.
+    #[inline]
+    pub fn of(token: Token) -> Self {
+        Self { id: token.0 as u16, slots: (token.0 >> ID_BITS) as u16 & ((1 << SLOT_BITS) - 1) }
+    }
+}
+
+/// The tag of a token.
+#[inline]
+pub fn tag_of(token: Token) -> u8 {
+    (token.0 >> (ID_BITS + SLOT_BITS)) as u8
 }
 
 /// A piece of a chain's buffer.
@@ -38,6 +65,9 @@ pub type Walked = (Chain, Result<(), Stop>);
 
 /// The device side of a virtqueue.
 pub trait Virtqueue {
+    /// What descriptors are looked up in.
+    fn space(&self) -> &Arc<AddressSpace>;
+
     /// Begins a burst of at most `wanted` chains: looks up what waits, asks the processor for what will be walked, and
     /// starts counting the descriptors looked at.
     fn begin_burst(&mut self, wanted: u16) -> Result<(), BadIndex>;
@@ -68,4 +98,17 @@ pub trait Virtqueue {
 
     /// Lets the driver see all completed chains, without interrupting it: for a ring that is being stopped.
     fn publish_quietly(&mut self);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_carries_its_chain_and_where_it_came_from() {
+        for (id, slots, tag) in [(0, 0, 0), (u16::MAX, 512, 63), (7, 1, 31)] {
+            let chain = Chain { id, slots };
+            assert_eq!((Chain::of(chain.token(tag)), tag_of(chain.token(tag))), (chain, tag));
+        }
+    }
 }

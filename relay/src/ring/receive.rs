@@ -1,23 +1,39 @@
 //! The guest's receive queue: frames are copied into the buffers that the guest posted.
 
+use std::sync::Arc;
+
 use arrayvec::ArrayVec;
 use pmd::frame::MIN_FRAME;
-use pmd::{Frames, Segment};
+use pmd::{Capabilities, Checksum, Frame, Frames, Offload, Segment};
 
+use super::Ring;
 use super::chain::{Access, Stop};
-use super::split::SplitRing;
+use super::queue::{Chain, Virtqueue};
+use super::with_ring;
 use crate::counters::{DirectionCounters, DropReason};
+use crate::guest::dirty_log::DirtyLog;
 use crate::net::header;
 
 /// Chains that one frame may be spread over. A jumbo frame of 9702 bytes needs 38 of 256 bytes.
 const MAX_CHAINS: usize = 64;
 
+/// What a driver wants to find in a receive queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReceiveRules {
+    /// Bytes of virtio-net header before each frame.
+    pub header: u32,
+    /// Whether a frame may be spread over several chains.
+    pub mergeable: bool,
+    /// What frames may leave to the guest.
+    pub offloads: Capabilities,
+}
+
 /// A receive queue of a guest (virtqueue 0, 2, 4 …).
 #[derive(Debug)]
 pub struct ReceiveRing {
-    ring: SplitRing,
-    header: u32,
-    mergeable: bool,
+    ring: Ring,
+    pair: u8,
+    rules: ReceiveRules,
 }
 
 /// What became of one frame.
@@ -30,122 +46,162 @@ enum Outcome {
 }
 
 /// The chains that a frame has been spread over so far, none of them completed.
-type Chains = ArrayVec<(u16, u32), MAX_CHAINS>;
+type Chains = ArrayVec<(Chain, u32), MAX_CHAINS>;
 
 impl ReceiveRing {
-    /// Frames stand behind `header` bytes of virtio-net header, and may be spread over several chains if `mergeable`.
-    pub fn new(mut ring: SplitRing, header: u32, mergeable: bool) -> Self {
+    /// The receive queue of queue pair `pair`.
+    pub fn new(mut ring: Ring, pair: u8, rules: ReceiveRules) -> Self {
         ring.disable_kicks();
-        Self { ring, header, mergeable }
+        Self { ring, pair, rules }
+    }
+
+    /// Its queue pair.
+    pub fn pair(&self) -> u8 {
+        self.pair
+    }
+
+    /// What frames may leave to the guest.
+    pub fn capabilities(&self) -> Capabilities {
+        self.rules.offloads
     }
 
     /// The ring itself, for what is not about frames.
-    pub fn ring(&mut self) -> &mut SplitRing {
+    pub fn ring(&mut self) -> &mut Ring {
         &mut self.ring
     }
 
     /// Copies frames into the guest, in order, until one finds no room; returns how many it is done with (delivered or
     /// dropped with a reason).
     pub fn deliver(&mut self, frames: Frames<'_>, counters: &DirectionCounters) -> usize {
-        self.ring.begin_burst();
-        let wanted = frames.len() as u16;
-        match self.ring.available(wanted) {
-            Ok(waiting) => {
-                for ahead in 0..waiting.min(wanted) {
-                    self.ring.prefetch(self.ring.head(ahead));
-                }
-            }
-            Err(_) => {
-                counters.bad_available_index.add(1);
-                return 0;
-            }
-        }
-        let (mut done, mut delivered, mut bytes) = (0, 0, 0);
-        for (frame, segments) in frames.iter() {
-            // After one frame at least: what waits must get on.
-            if done > 0 && self.ring.is_exhausted() {
-                break;
-            }
-            match self.deliver_one(frame.len(), segments) {
-                Outcome::Delivered => {
-                    delivered += 1;
-                    bytes += u64::from(frame.len());
-                }
-                Outcome::Dropped(reason) => counters.count_drop(reason, 1),
-                Outcome::Full => break,
-            }
-            done += 1;
-        }
-        counters.tx_frames.add(delivered);
-        counters.tx_bytes.add(bytes);
-        done
-    }
-
-    #[inline]
-    fn deliver_one(&mut self, len: u32, segments: &[Segment]) -> Outcome {
-        let mut copy =
-            Copy { source: segments, within: 0, header_left: self.header, header: ArrayVec::new() };
-        let mut left = len + self.header;
-        let mut chains = Chains::new();
-        while left > 0 {
-            if !self.ring.available(1).is_ok_and(|waiting| waiting > 0) {
-                self.ring.put_back(chains.len() as u16);
-                return Outcome::Full;
-            }
-            let head = self.ring.head(0);
-            let mut written = 0;
-            let walked = self.ring.walk(head, Access::Write, |buffer| {
-                written += copy.fill(buffer.part(0, left - written))?;
-                if written == left { Err(Stop::Enough) } else { Ok(()) }
-            });
-            let smallest = if !chains.is_empty() {
-                1
-            } else if self.mergeable {
-                self.header
-            } else {
-                self.header + MIN_FRAME
-            };
-            let fault = match walked {
-                Err(Stop::Malformed(reason)) => Some(reason),
-                _ if written < left && written < smallest => Some(DropReason::ChainTooShort),
-                _ if written < left && !self.mergeable => {
-                    return Outcome::Dropped(DropReason::GuestBufferTooSmall);
-                }
-                _ if chains.is_full() => Some(DropReason::TooManyBuffers),
-                _ => None,
-            };
-            self.ring.take(1);
-            if let Some(reason) = fault {
-                return self.give_up(&chains, head, reason);
-            }
-            chains.push((head, written));
-            left -= written;
-        }
-        let buffers = if self.mergeable { chains.len() as u16 } else { 1 };
-        header::scatter(&header::plain(buffers)[..self.header as usize], &copy.header);
-        for (head, written) in &chains {
-            self.ring.complete(*head, *written);
-        }
-        Outcome::Delivered
-    }
-
-    /// Gives the chains of an undeliverable frame back to the guest, empty.
-    #[cold]
-    fn give_up(&mut self, chains: &Chains, last: u16, reason: DropReason) -> Outcome {
-        for (head, _) in chains {
-            self.ring.complete(*head, 0);
-        }
-        self.ring.complete(last, 0);
-        Outcome::Dropped(reason)
+        with_ring!(&mut self.ring, ring => deliver(ring, &self.rules, frames, counters))
     }
 
     /// Shows the guest what was delivered; to be called once a burst.
     #[inline]
     pub fn flush(&mut self, counters: &DirectionCounters) {
-        if self.ring.publish() {
+        if with_ring!(&mut self.ring, ring => ring.publish()) {
             counters.interrupts.add(1);
         }
     }
+}
+
+fn deliver(
+    ring: &mut impl Virtqueue,
+    rules: &ReceiveRules,
+    frames: Frames<'_>,
+    counters: &DirectionCounters,
+) -> usize {
+    if ring.begin_burst(frames.len() as u16).is_err() {
+        counters.bad_available_index.add(1);
+        return 0;
+    }
+    // Held by this burst while it lasts, since the ring is busy with it; only during a migration.
+    let space = ring.space().log().is_some().then(|| Arc::clone(ring.space()));
+    let log = space.as_ref().and_then(|space| space.log());
+    let (mut done, mut delivered, mut bytes) = (0, 0, 0);
+    for (frame, segments) in frames.iter() {
+        // After one frame at least: what waits must get on.
+        if done > 0 && ring.is_exhausted() {
+            break;
+        }
+        match deliver_one(ring, rules, frame, segments, log) {
+            Outcome::Delivered => {
+                delivered += 1;
+                bytes += u64::from(frame.len());
+            }
+            Outcome::Dropped(reason) => counters.count_drop(reason, 1),
+            Outcome::Full => break,
+        }
+        done += 1;
+    }
+    counters.tx_frames.add(delivered);
+    counters.tx_bytes.add(bytes);
+    done
+}
+
+#[inline]
+fn deliver_one(
+    ring: &mut impl Virtqueue,
+    rules: &ReceiveRules,
+    frame: &Frame,
+    segments: &[Segment],
+    log: Option<&DirtyLog>,
+) -> Outcome {
+    let mut copy = Copy {
+        source: segments,
+        within: 0,
+        header_left: rules.header,
+        header: ArrayVec::new(),
+        header_at: ArrayVec::new(),
+    };
+    let mut left = frame.len() + rules.header;
+    let mut chains = Chains::new();
+    while left > 0 {
+        let mut written = 0;
+        let next = ring.next_chain(Access::Write, |piece| {
+            let n = copy.fill(piece.segment.part(0, left - written), piece.gpa)?;
+            if let Some(log) = log {
+                log.mark(piece.gpa, n);
+            }
+            written += n;
+            if written == left { Err(Stop::Enough) } else { Ok(()) }
+        });
+        let (chain, walked) = match next {
+            Some((chain, walked)) if walked != Err(Stop::Unmapped) => (chain, walked),
+            _ => {
+                ring.put_back(chains.iter().map(|(chain, _)| chain.slots).sum());
+                return Outcome::Full;
+            }
+        };
+        let smallest = if !chains.is_empty() {
+            1
+        } else if rules.mergeable {
+            rules.header
+        } else {
+            rules.header + MIN_FRAME
+        };
+        let fault = match walked {
+            Err(Stop::Malformed(reason)) => Some(reason),
+            _ if written < left && written < smallest => Some(DropReason::ChainTooShort),
+            _ if written < left && !rules.mergeable => {
+                return Outcome::Dropped(DropReason::GuestBufferTooSmall);
+            }
+            _ if chains.is_full() => Some(DropReason::TooManyBuffers),
+            _ => None,
+        };
+        ring.take(chain);
+        if let Some(reason) = fault {
+            return give_up(ring, &chains, chain, reason);
+        }
+        chains.push((chain, written));
+        left -= written;
+    }
+    let buffers = if rules.mergeable { chains.len() as u16 } else { 1 };
+    let offload = match frame.offload().checksum {
+        // Nothing that a guest would look at which did not ask for it.
+        Checksum::Valid if !rules.offloads.checksum => &Offload::NONE,
+        _ => frame.offload(),
+    };
+    let header = header::write(offload, buffers);
+    header::scatter(&header[..rules.header as usize], &copy.header);
+    if let Some(log) = log {
+        // Once more: this was written after they were marked.
+        copy.header.iter().zip(&copy.header_at).for_each(|(piece, gpa)| log.mark(*gpa, piece.len()));
+    }
+    for (chain, written) in &chains {
+        ring.complete(*chain, *written);
+    }
+    Outcome::Delivered
+}
+
+/// Gives the chains of an undeliverable frame back to the guest, empty.
+#[cold]
+fn give_up(ring: &mut impl Virtqueue, chains: &Chains, last: Chain, reason: DropReason) -> Outcome {
+    for (chain, _) in chains {
+        ring.complete(*chain, 0);
+    }
+    ring.complete(last, 0);
+    Outcome::Dropped(reason)
 }
 
 /// Copies header room and a frame's segments into buffers as they come.
@@ -157,12 +213,14 @@ struct Copy<'a> {
     header_left: u32,
     /// Where the header goes once the number of buffers is known: one byte a piece at worst.
     header: ArrayVec<Segment, { header::LENGTH as usize }>,
+    /// Guest physical addresses of those pieces.
+    header_at: ArrayVec<u64, { header::LENGTH as usize }>,
 }
 
 impl Copy<'_> {
     /// Fills `buffer` from its start; returns the bytes used of it (all of it, or less where the frame ends).
     #[inline]
-    fn fill(&mut self, buffer: Segment) -> Result<u32, Stop> {
+    fn fill(&mut self, buffer: Segment, gpa: u64) -> Result<u32, Stop> {
         let mut used = self.header_left.min(buffer.len());
         if used > 0 {
             self.header_left -= used;
@@ -170,6 +228,7 @@ impl Copy<'_> {
             self.header
                 .try_push(buffer.part(0, used))
                 .map_err(|_| Stop::Malformed(DropReason::ChainTooShort))?;
+            let _ = self.header_at.try_push(gpa);
         }
         while used < buffer.len() {
             let Some(first) = self.source.first() else { break };

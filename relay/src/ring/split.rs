@@ -16,22 +16,23 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use pmd::Segment;
 use pmd::frame::BURST_SEGMENTS;
 use thiserror::Error;
 
-use super::chain::{Access, DESCRIPTOR_SIZE, Descriptor, INDIRECT, NEXT, Stop};
+use super::buffer::{BURST_DESCRIPTORS, area, table_entries, table_entry};
+use super::chain::{Access, Descriptor, INDIRECT, NEXT, Stop};
+use super::event::need_event;
 use super::notify::Call;
+use super::queue::{BadIndex, Chain, Piece, Virtqueue, Walked};
 use crate::counters::DropReason;
-use crate::guest::memory::{GuestMemory, Translator};
+use crate::guest::dirty_log::DirtyLog;
+use crate::guest::iotlb_miss::MissReporter;
+use crate::guest::space::{AddressSpace, Translator};
 
 /// Largest ring (virtio 1.3, 2.7).
 pub const MAX_SIZE: u16 = 32768;
 /// Smallest ring that is of use.
 pub const MIN_SIZE: u16 = 2;
-
-/// Descriptors that one burst looks at before the next lane has its turn: twice what a burst of full chains needs.
-const BURST_DESCRIPTORS: u32 = 2 * BURST_SEGMENTS as u32;
 
 /// `VIRTQ_USED_F_NO_NOTIFY`: the device polls, the driver need not kick (2.7.10).
 const USED_NO_NOTIFY: u16 = 1;
@@ -49,10 +50,23 @@ pub struct RingConfig {
     pub available: u64,
     /// User address of the used ring.
     pub used: u64,
-    /// The first available slot that has not been taken.
-    pub next_available: u16,
+    /// Where the ring stands, in the format of `VHOST_USER_SET_VRING_BASE`.
+    pub base: u32,
     /// Whether indirect descriptors were negotiated.
     pub indirect: bool,
+    /// Whether `VIRTIO_F_EVENT_IDX` was negotiated.
+    pub event_idx: bool,
+}
+
+impl RingConfig {
+    /// The areas of the ring: user address and length in bytes of each.
+    pub fn areas(&self, packed: bool) -> [(u64, u64); 3] {
+        let entries = u64::from(self.size);
+        // Those of a split ring end in the event fields (virtio 1.3, 2.7.2): they are part of it whether negotiated or
+        // not. Beside a packed ring are two event suppression structures (2.8.10).
+        let (available, used) = if packed { (4, 4) } else { (6 + 2 * entries, 6 + 8 * entries) };
+        [(self.descriptors, 16 * entries), (self.available, available), (self.used, used)]
+    }
 }
 
 /// Why a ring cannot be started.
@@ -61,6 +75,17 @@ pub enum RingError {
     /// Size is no power of two from 2 to 32768.
     #[error("ring size {0} is not a power of two from {MIN_SIZE} to {MAX_SIZE}")]
     Size(u16),
+    /// Size of a packed ring is not from 2 to 32768.
+    #[error("packed ring size {0} is not from {MIN_SIZE} to {MAX_SIZE}")]
+    PackedSize(u16),
+    /// The base of a packed ring is outside it.
+    #[error("a ring of {size} descriptors cannot go on from base {base:#x}")]
+    Base {
+        /// As the front end said it.
+        base: u32,
+        /// Number of descriptors.
+        size: u16,
+    },
     /// One of the three areas is misaligned.
     #[error("the {area} at {address:#x} is not aligned to {alignment} bytes")]
     Alignment {
@@ -87,8 +112,11 @@ pub struct SplitRing {
     descriptors: NonNull<u64>,
     available: NonNull<u16>,
     used: NonNull<u16>,
+    /// Guest physical address of the used ring, for the dirty log.
+    used_gpa: u64,
     size: u16,
     indirect: bool,
+    event_idx: bool,
     /// First slot of the available ring that has not been taken.
     next_avail: u16,
     /// `avail.idx` when it was last loaded.
@@ -97,6 +125,8 @@ pub struct SplitRing {
     next_used: u16,
     /// `used.idx` as the driver sees it.
     published: u16,
+    /// `used.idx` when it was last decided whether to interrupt.
+    decided: Option<u16>,
     /// Descriptors looked at since [`SplitRing::begin_burst`].
     visited: u32,
     memory: Translator,
@@ -108,53 +138,44 @@ pub struct SplitRing {
 unsafe impl Send for SplitRing {}
 
 impl SplitRing {
-    /// Checks `config` against `memory` and makes the ring. Nothing is written to guest memory yet.
+    /// Checks `config` against `space` and makes the ring. Nothing is written to guest memory yet.
     pub fn new(
         config: &RingConfig,
-        memory: &Arc<GuestMemory>,
+        space: &Arc<AddressSpace>,
         call: Option<Call>,
     ) -> Result<Self, RingError> {
         let size = config.size;
         if !size.is_power_of_two() || !(MIN_SIZE..=MAX_SIZE).contains(&size) {
             return Err(RingError::Size(size));
         }
-        let area = |area: &'static str, address: u64, alignment: u64, len: u64| {
-            if !address.is_multiple_of(alignment) {
-                return Err(RingError::Alignment { area, address, alignment });
-            }
-            let start =
-                memory.at_user_address(address, len).ok_or(RingError::OutsideMemory { area, address })?;
-            // The region's offset in its file may not be aligned even if the user address is.
-            if !(start.as_ptr() as u64).is_multiple_of(alignment) {
-                return Err(RingError::Alignment { area, address, alignment });
-            }
-            Ok(start)
-        };
-        let entries = u64::from(size);
-        // Sizes with the event fields at the end (2.7.2): they are part of the ring whether negotiated or not.
-        let descriptors = area("descriptor table", config.descriptors, 16, 16 * entries)?.cast();
-        let available = area("available ring", config.available, 2, 6 + 2 * entries)?.cast();
-        let used = area("used ring", config.used, 4, 6 + 8 * entries)?.cast();
+        let [descriptors, available, used] = config.areas(false);
+        let descriptors = area(space, "descriptor table", descriptors, 16)?;
+        let available = area(space, "available ring", available, 2)?;
+        let used = area(space, "used ring", used, 4)?;
+        let base = config.base as u16;
         let mut ring = Self {
-            descriptors,
-            available,
-            used,
+            descriptors: descriptors.host.cast(),
+            available: available.host.cast(),
+            used: used.host.cast(),
+            used_gpa: used.gpa,
             size,
             indirect: config.indirect,
-            next_avail: config.next_available,
-            seen_avail: config.next_available,
+            event_idx: config.event_idx,
+            next_avail: base,
+            seen_avail: base,
             next_used: 0,
             published: 0,
+            decided: None,
             visited: 0,
-            memory: Translator::new(Arc::clone(memory)),
+            memory: Translator::new(Arc::clone(space)),
             call,
         };
         // What the driver has been told is the truth. A front end that knows no better (this end died without saying
         // where it was) has us go on from there: nothing is completed twice, what was in flight is taken again.
-        let used_index = ring.used_index().load(Ordering::Acquire);
+        let used_index = u16::from_le(ring.used_index().load(Ordering::Acquire));
         (ring.next_used, ring.published) = (used_index, used_index);
         if ring.next_avail != used_index {
-            tracing::debug!(base = ring.next_avail, used_index, "ring goes on from its used index");
+            tracing::debug!(base, used_index, "ring goes on from its used index");
             (ring.next_avail, ring.seen_avail) = (used_index, used_index);
         }
         Ok(ring)
@@ -165,31 +186,49 @@ impl SplitRing {
         self.size
     }
 
-    /// The first available slot that has not been taken: what a front end needs to go on elsewhere.
-    pub fn next_available(&self) -> u16 {
-        self.next_avail
+    /// Where the ring stands, in the format of `VHOST_USER_GET_VRING_BASE`: the first available slot that has not been
+    /// taken.
+    pub fn base(&self) -> u32 {
+        u32::from(self.next_avail)
     }
 
-    /// The memory that the ring's buffers are in.
-    pub fn memory(&self) -> &Arc<GuestMemory> {
-        self.memory.memory()
+    /// Replaces what descriptors are looked up in; the ring itself stays where it is.
+    pub fn set_space(&mut self, space: Arc<AddressSpace>) {
+        self.memory.set_space(space);
+    }
+
+    /// Addresses that are not found are reported from now on, since they may be found later.
+    pub fn report_misses(&mut self, reporter: MissReporter) {
+        self.memory.report_misses(reporter);
     }
 
     /// Replaces the descriptor that interrupts the guest; `None` for a guest that polls.
     pub fn set_call(&mut self, call: Option<Call>) {
         self.call = call;
+        self.decided = None;
     }
 
     /// Tells the driver that it need not kick.
     pub fn disable_kicks(&mut self) {
-        // SAFETY: `used` points to 6 + 8 * size mapped bytes, checked in `new`.
-        unsafe { self.used.as_ptr().write_volatile(USED_NO_NOTIFY.to_le()) };
+        if self.event_idx {
+            // An index that lies behind: the driver passes it once in 65536 chains.
+            let event = self.next_avail.wrapping_sub(1).to_le();
+            // SAFETY: `used` points to 6 + 8 * size mapped bytes, checked in `new`; the event index stands at their end.
+            unsafe { self.used.as_ptr().add(2 + 4 * usize::from(self.size)).write_volatile(event) };
+        }
+        let flags = if self.event_idx { 0 } else { USED_NO_NOTIFY };
+        // SAFETY: as above; the flags stand at the beginning.
+        unsafe { self.used.as_ptr().write_volatile(flags.to_le()) };
+        if let Some(log) = self.memory.space().log() {
+            log.mark(self.used_gpa, 2);
+            log.mark(self.used_gpa + 4 + 8 * u64::from(self.size), 2);
+        }
     }
 
     /// Chains that wait to be taken, looked up anew if there are fewer than `wanted`. An index further ahead than the
-    /// ring is long is the driver's error: it counts as nothing available, and `Err` says so.
+    /// ring is long is the driver's error: nothing is available then.
     #[inline]
-    pub fn available(&mut self, wanted: u16) -> Result<u16, BadIndex> {
+    fn available(&mut self, wanted: u16) -> Result<u16, BadIndex> {
         let known = self.seen_avail.wrapping_sub(self.next_avail);
         if known >= wanted {
             return Ok(known);
@@ -206,57 +245,31 @@ impl SplitRing {
         Ok(waiting)
     }
 
-    /// Begins a burst: from here on the descriptors looked at are counted.
-    #[inline]
-    pub fn begin_burst(&mut self) {
-        self.visited = 0;
-    }
-
-    /// Whether so many descriptors were looked at in this burst that others must have their turn: a guest that writes
-    /// long chains for nothing costs its neighbours no more than one with full bursts does.
-    #[inline]
-    pub fn is_exhausted(&self) -> bool {
-        self.visited >= BURST_DESCRIPTORS
-    }
-
     /// The head of the chain `ahead` slots after the first that waits; only for `ahead` below what
     /// [`available`](Self::available) returned.
     #[inline]
-    pub fn head(&self, ahead: u16) -> u16 {
+    fn head(&self, ahead: u16) -> u16 {
         let slot = usize::from(self.next_avail.wrapping_add(ahead) & (self.size - 1));
         // SAFETY: `slot < size`, and the ring array begins after two 16-bit fields.
         u16::from_le(unsafe { self.available.as_ptr().add(2 + slot).read_volatile() })
     }
 
-    /// Marks the first `n` waiting chains as taken.
-    #[inline]
-    pub fn take(&mut self, n: u16) {
-        self.next_avail = self.next_avail.wrapping_add(n);
-    }
-
-    /// Puts back the last `n` taken chains, none of which may have been completed.
-    #[inline]
-    pub fn put_back(&mut self, n: u16) {
-        self.next_avail = self.next_avail.wrapping_sub(n);
-    }
-
     /// Asks the processor for the descriptor of `head`, which will be walked soon.
     #[inline]
-    pub fn prefetch(&self, head: u16) {
+    fn prefetch(&self, head: u16) {
         let slot = usize::from(head & (self.size - 1));
         // SAFETY: `slot < size`; a prefetch reads nothing anyway.
         prefetch(unsafe { self.descriptors.as_ptr().add(2 * slot) }.cast());
     }
 
-    /// Visits the buffers of the chain at `head`, cut where memory regions end; empty buffers are left out.
-    ///
-    /// The walk ends after at most as many descriptors as the ring has, so a chain with a loop ends too.
+    /// Visits the buffers of the chain at `head`. The walk ends after at most as many descriptors as the ring has, so a
+    /// chain with a loop ends too.
     #[inline]
-    pub fn walk(
+    fn walk(
         &mut self,
         head: u16,
         access: Access,
-        mut visit: impl FnMut(Segment) -> Result<(), Stop>,
+        mut visit: impl FnMut(Piece) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
         let mut index = head;
         // No longer than the ring (2.7.5), nor than what can be handled together.
@@ -269,7 +282,7 @@ impl SplitRing {
             if descriptor.flags & INDIRECT != 0 {
                 return self.walk_indirect(descriptor, access, visit);
             }
-            self.visit_buffer(descriptor, access, &mut visit)?;
+            descriptor.buffer().visit(&mut self.memory, access, &mut visit)?;
             if descriptor.flags & NEXT == 0 {
                 return Ok(());
             }
@@ -282,26 +295,23 @@ impl SplitRing {
         &mut self,
         table: Descriptor,
         access: Access,
-        mut visit: impl FnMut(Segment) -> Result<(), Stop>,
+        mut visit: impl FnMut(Piece) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
-        let len = table.len as usize;
-        let entries = len / DESCRIPTOR_SIZE;
         // 2.7.5.3.1: no NEXT beside INDIRECT, whole descriptors only.
-        if !self.indirect || table.flags & NEXT != 0 || entries == 0 || !len.is_multiple_of(DESCRIPTOR_SIZE) {
-            return Err(DropReason::BadIndirect.into());
-        }
+        let entries = table_entries(table.len)
+            .filter(|_| self.indirect && table.flags & NEXT == 0)
+            .ok_or(DropReason::BadIndirect)?;
         let mut index = 0;
         // The specification keeps a chain within the ring's size (2.7.5.3.1); drivers with small rings do not, and
         // peers serve them. What fits into a burst is served here.
         for _ in 0..entries.min(BURST_SEGMENTS) {
             self.visited = self.visited.saturating_add(1);
-            let address =
-                table.addr.checked_add((index * DESCRIPTOR_SIZE) as u64).ok_or(DropReason::BadAddress)?;
-            let descriptor = self.indirect_descriptor(address)?;
+            let (addr, rest) = table_entry(&mut self.memory, table.addr, index)?;
+            let descriptor = Descriptor::from_halves(addr, rest);
             if descriptor.flags & INDIRECT != 0 {
                 return Err(DropReason::BadIndirect.into());
             }
-            self.visit_buffer(descriptor, access, &mut visit)?;
+            descriptor.buffer().visit(&mut self.memory, access, &mut visit)?;
             if descriptor.flags & NEXT == 0 {
                 return Ok(());
             }
@@ -311,29 +321,6 @@ impl SplitRing {
             }
         }
         Err(DropReason::ChainTooLong.into())
-    }
-
-    #[inline]
-    fn visit_buffer(
-        &mut self,
-        descriptor: Descriptor,
-        access: Access,
-        visit: &mut impl FnMut(Segment) -> Result<(), Stop>,
-    ) -> Result<(), Stop> {
-        if !access.allows(descriptor.flags) {
-            return Err(DropReason::WrongDirection.into());
-        }
-        let (mut addr, mut left) = (descriptor.addr, descriptor.len);
-        while left > 0 {
-            let (ptr, len) = self.memory.translate(addr, left).ok_or(DropReason::BadAddress)?;
-            // SAFETY: the translator vouches for `len` bytes at `ptr` and keeps them mapped while this ring lives;
-            // a frame made of the segment is completed before its ring is given up. No references to them exist.
-            visit(unsafe { Segment::new(ptr, len) })?;
-            left -= len;
-            // Where it overflows nothing is left: a region never reaches over the end of the address space.
-            addr = addr.wrapping_add(u64::from(len));
-        }
-        Ok(())
     }
 
     #[inline]
@@ -347,54 +334,28 @@ impl SplitRing {
         Descriptor::from_halves(addr, rest)
     }
 
-    fn indirect_descriptor(&mut self, address: u64) -> Result<Descriptor, DropReason> {
-        let (ptr, len) =
-            self.memory.translate(address, DESCRIPTOR_SIZE as u32).ok_or(DropReason::BadAddress)?;
-        if (len as usize) < DESCRIPTOR_SIZE {
-            return Err(DropReason::BadAddress);
-        }
-        // SAFETY: 16 mapped bytes, just checked; bytes, since a table need not be aligned to anything.
-        let bytes = unsafe { ptr.cast::<[u8; DESCRIPTOR_SIZE]>().as_ptr().read_volatile() };
-        let whole = u128::from_ne_bytes(bytes);
-        let (first, second) =
-            if cfg!(target_endian = "little") { (whole, whole >> 64) } else { (whole >> 64, whole) };
-        Ok(Descriptor::from_halves(first as u64, second as u64))
-    }
-
-    /// Writes a used entry: the chain at `head` is done and `len` bytes of it were written. The driver sees it after
-    /// [`publish`](Self::publish).
+    /// Lets the driver see all completed chains.
     #[inline]
-    pub fn complete(&mut self, head: u16, len: u32) {
-        let slot = usize::from(self.next_used & (self.size - 1));
-        let entry = (u64::from(len) << 32 | u64::from(head)).to_le();
-        // SAFETY: `slot < size`, and `size` 8-byte entries follow two 16-bit fields; an entry is 4-aligned only.
-        unsafe { self.used.as_ptr().add(2).cast::<u64>().add(slot).write_unaligned(entry) };
-        self.next_used = self.next_used.wrapping_add(1);
-    }
-
-    /// Lets the driver see all completed chains, without interrupting it: for a ring that is being stopped.
-    pub fn publish_quietly(&mut self) {
+    fn release(&mut self) {
+        let done = self.next_used.wrapping_sub(self.published);
+        if done > 0
+            && let Some(log) = self.memory.space().log()
+        {
+            self.log_used(log, done);
+        }
         self.published = self.next_used;
         self.used_index().store(self.next_used.to_le(), Ordering::Release);
     }
 
-    /// Lets the driver see all completed chains and interrupts it if it wants that; returns whether it was.
-    #[inline]
-    pub fn publish(&mut self) -> bool {
-        if self.published == self.next_used {
-            return false;
+    /// Marks the entries that are being published, and the index with them.
+    #[cold]
+    fn log_used(&self, log: &DirtyLog, done: u16) {
+        let first = self.published & (self.size - 1);
+        let whole = done.min(self.size - first);
+        for (slot, n) in [(first, whole), (0, done.min(self.size) - whole)] {
+            log.mark(self.used_gpa + 4 + 8 * u64::from(slot), 8 * u32::from(n));
         }
-        self.publish_quietly();
-        let Some(call) = &self.call else { return false };
-        // The driver sets its flag, then looks at used.idx again; we store used.idx, then look at the flag. Without the
-        // fence both could miss the other.
-        fence(Ordering::SeqCst);
-        // SAFETY: the flags are the first field of the available ring.
-        let flags = u16::from_le(unsafe { self.available.as_ptr().read_volatile() });
-        if flags & AVAIL_NO_INTERRUPT != 0 {
-            return false;
-        }
-        call.notify()
+        log.mark(self.used_gpa, 4);
     }
 
     #[inline]
@@ -404,9 +365,83 @@ impl SplitRing {
     }
 }
 
-/// The driver's available index is further ahead than the ring is long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadIndex;
+impl Virtqueue for SplitRing {
+    #[inline]
+    fn space(&self) -> &Arc<AddressSpace> {
+        self.memory.space()
+    }
+
+    #[inline]
+    fn begin_burst(&mut self, wanted: u16) -> Result<(), BadIndex> {
+        self.visited = 0;
+        let waiting = self.available(wanted)?.min(wanted);
+        for ahead in 0..waiting {
+            self.prefetch(self.head(ahead));
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn is_exhausted(&self) -> bool {
+        self.visited >= BURST_DESCRIPTORS
+    }
+
+    #[inline]
+    fn next_chain(&mut self, access: Access, visit: impl FnMut(Piece) -> Result<(), Stop>) -> Option<Walked> {
+        if !self.available(1).is_ok_and(|waiting| waiting > 0) {
+            return None;
+        }
+        let id = self.head(0);
+        Some((Chain { id, slots: 1 }, self.walk(id, access, visit)))
+    }
+
+    #[inline]
+    fn take(&mut self, chain: Chain) {
+        self.next_avail = self.next_avail.wrapping_add(chain.slots);
+    }
+
+    #[inline]
+    fn put_back(&mut self, slots: u16) {
+        self.next_avail = self.next_avail.wrapping_sub(slots);
+    }
+
+    #[inline]
+    fn complete(&mut self, chain: Chain, len: u32) {
+        let slot = usize::from(self.next_used & (self.size - 1));
+        let entry = (u64::from(len) << 32 | u64::from(chain.id)).to_le();
+        // SAFETY: `slot < size`, and `size` 8-byte entries follow two 16-bit fields; an entry is 4-aligned only.
+        unsafe { self.used.as_ptr().add(2).cast::<u64>().add(slot).write_unaligned(entry) };
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    fn publish_quietly(&mut self) {
+        self.release();
+        self.decided = None;
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        if self.published == self.next_used {
+            return false;
+        }
+        self.release();
+        let Some(call) = &self.call else { return false };
+        // The driver sets its flag or event index, then looks at used.idx again; we store used.idx, then look at those.
+        // Without the fence both could miss the other.
+        fence(Ordering::SeqCst);
+        let offset = if self.event_idx { 2 + usize::from(self.size) } else { 0 };
+        // SAFETY: the flags are the first field of the available ring, whose 6 + 2 * size bytes are mapped (`new`); the
+        // event index is its last.
+        let word = u16::from_le(unsafe { self.available.as_ptr().add(offset).read_volatile() });
+        let wanted = match (self.event_idx, self.decided.replace(self.published)) {
+            (false, _) => word & AVAIL_NO_INTERRUPT == 0,
+            (true, Some(before)) => need_event(word, self.published, before),
+            // It was never told of anything, so what it waits for may have passed already.
+            (true, None) => true,
+        };
+        wanted && call.notify()
+    }
+}
 
 /// Asks the processor to bring a cache line near.
 #[inline]

@@ -10,6 +10,10 @@ use crate::counters::{DirectionCounters, DropReason};
 use crate::driver::memory::GuestRam;
 use crate::driver::split::{Descriptor, DriverRing, INDIRECT, NEXT, WRITE, write_descriptor};
 use crate::guest::memory::{GuestMemory, RegionDescription};
+use crate::guest::space::AddressSpace;
+use crate::ring::queue::Chain;
+use crate::ring::receive::ReceiveRules;
+use crate::ring::transmit::TransmitRules;
 
 const SIZE: u16 = 8;
 const GPA: u64 = 0x10_0000;
@@ -17,10 +21,18 @@ const RAM: u64 = 0x10_0000;
 /// Buffers of the tests are from here on; rings are below.
 const BUFFERS: u64 = GPA + 0x8000;
 
+fn transmit_rules() -> TransmitRules {
+    TransmitRules { header: 12, ..TransmitRules::default() }
+}
+
+fn receive_rules(mergeable: bool) -> ReceiveRules {
+    ReceiveRules { header: 12, mergeable, ..ReceiveRules::default() }
+}
+
 struct Guest {
     ram: GuestRam,
     ring: DriverRing,
-    memory: Arc<GuestMemory>,
+    space: Arc<AddressSpace>,
     counters: DirectionCounters,
 }
 
@@ -29,8 +41,9 @@ impl Guest {
         let mut ram = GuestRam::new(GPA, RAM).unwrap();
         let ring = DriverRing::new(&mut ram, SIZE).unwrap();
         let region = RegionDescription { gpa: GPA, size: RAM, user: ram.user(), offset: 0 };
-        let memory = Arc::new(GuestMemory::map([(region, ram.file().try_clone().unwrap())]).unwrap());
-        Self { ram, ring, memory, counters: DirectionCounters::default() }
+        let memory = GuestMemory::map([(region, ram.file().try_clone().unwrap())]).unwrap();
+        let space = Arc::new(AddressSpace::physical(Arc::new(memory), None));
+        Self { ram, ring, space, counters: DirectionCounters::default() }
     }
 
     fn config(&self) -> RingConfig {
@@ -39,21 +52,22 @@ impl Guest {
             descriptors: self.ram.user_of(self.ring.descriptors),
             available: self.ram.user_of(self.ring.available),
             used: self.ram.user_of(self.ring.used),
-            next_available: 0,
+            base: 0,
             indirect: true,
+            event_idx: false,
         }
     }
 
     fn split(&self) -> SplitRing {
-        SplitRing::new(&self.config(), &self.memory, None).unwrap()
+        SplitRing::new(&self.config(), &self.space, None).unwrap()
     }
 
     fn transmit(&self) -> TransmitRing {
-        TransmitRing::new(self.split(), 12)
+        TransmitRing::new(self.split().into(), 0, transmit_rules())
     }
 
     fn receive(&self, mergeable: bool) -> ReceiveRing {
-        ReceiveRing::new(self.split(), 12, mergeable)
+        ReceiveRing::new(self.split().into(), 0, receive_rules(mergeable))
     }
 
     /// Writes a chain into descriptors `first..` and makes it available.
@@ -108,13 +122,14 @@ fn a_frame_is_borrowed_where_it_lies_and_completed_by_its_token() {
     let mut burst = Burst::new();
     ring.receive(&mut burst, &guest.counters);
     let (frame, segments) = burst.frames().iter().next().unwrap();
-    assert_eq!((frame.len(), frame.token()), (22, Token(3)));
+    let token = frame.token();
+    assert_eq!((frame.len(), Chain::of(token).id), (22, 3));
     let mut out = [0; 22];
     assert_eq!(pmd::frame::gather(segments, &mut out), 22);
     assert_eq!(&out, b"a frame of some length");
     ring.flush(&guest.counters);
     assert_eq!(guest.ring.pop(&guest.ram), None, "borrowed, not completed");
-    ring.complete(Token(3));
+    ring.complete(token);
     assert_eq!(guest.ring.pop(&guest.ram), None, "completed, not published");
     ring.flush(&guest.counters);
     assert_eq!(guest.ring.pop(&guest.ram), Some((3, 0)));
@@ -153,9 +168,9 @@ fn frames_that_the_sink_had_no_room_for_are_taken_again() {
     let mut burst = Burst::new();
     ring.receive(&mut burst, &guest.counters);
     assert_eq!(burst.len(), 4);
-    ring.complete(Token(0));
-    ring.put_back(3);
-    assert_eq!(ring.ring().next_available(), 1);
+    ring.complete(burst.frames().iter().next().unwrap().0.token());
+    ring.put_back(burst.frames().skip(1));
+    assert_eq!(ring.ring().base(), 1);
     assert_eq!(guest.lengths(&mut ring), [61, 62, 63]);
 }
 
@@ -359,7 +374,7 @@ fn a_bad_chain_in_the_middle_of_a_merged_frame_gives_all_of_them_back() {
 fn a_ring_that_is_not_where_it_can_be_is_refused() {
     let guest = Guest::new();
     let good = guest.config();
-    let refuse = |config: RingConfig| SplitRing::new(&config, &guest.memory, None).unwrap_err();
+    let refuse = |config: RingConfig| SplitRing::new(&config, &guest.space, None).unwrap_err();
     for size in [0, 1, 3, 6, 32769] {
         assert_eq!(refuse(RingConfig { size, ..good }), RingError::Size(size));
     }
@@ -376,7 +391,7 @@ fn a_ring_that_is_not_where_it_can_be_is_refused() {
     assert!(matches!(refuse(RingConfig { descriptors: end - 112, ..good }), RingError::OutsideMemory { .. }));
     assert!(matches!(refuse(RingConfig { used: end - 64, ..good }), RingError::OutsideMemory { .. }));
     assert!(matches!(refuse(RingConfig { available: 0, ..good }), RingError::OutsideMemory { .. }));
-    assert!(SplitRing::new(&RingConfig { descriptors: end - 128, ..good }, &guest.memory, None).is_ok());
+    assert!(SplitRing::new(&RingConfig { descriptors: end - 128, ..good }, &guest.space, None).is_ok());
 }
 
 #[test]
@@ -390,7 +405,7 @@ fn a_ring_goes_on_from_its_used_index() {
     guest.post(3, &[(BUFFERS, 73, 0)]);
     let mut again = guest.transmit();
     assert_eq!(guest.lengths(&mut again), [61], "a base of 0 is behind what the driver has been told");
-    assert_eq!(again.ring().next_available(), 4);
+    assert_eq!(again.ring().base(), 4);
 }
 
 #[test]
@@ -399,7 +414,11 @@ fn polling_drivers_are_not_interrupted() {
     let mut guest = Guest::new();
     let call = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
     let ours = super::notify::Call::new(call.try_clone().unwrap()).unwrap();
-    let mut ring = TransmitRing::new(SplitRing::new(&guest.config(), &guest.memory, Some(ours)).unwrap(), 12);
+    let mut ring = TransmitRing::new(
+        SplitRing::new(&guest.config(), &guest.space, Some(ours)).unwrap().into(),
+        0,
+        transmit_rules(),
+    );
     assert_eq!(guest.ring.used_flags(&guest.ram), 1, "the device polls");
     let mut count = [0; 8];
     guest.post(0, &[(BUFFERS, 72, 0)]);
@@ -426,14 +445,16 @@ fn long_chains_for_nothing_cost_a_bounded_number_of_looks() {
     }
     driver.publish(&ram);
     let region = RegionDescription { gpa: GPA, size: 4 << 20, user: ram.user(), offset: 0 };
-    let memory = Arc::new(GuestMemory::map([(region, ram.file().try_clone().unwrap())]).unwrap());
+    let memory = GuestMemory::map([(region, ram.file().try_clone().unwrap())]).unwrap();
+    let space = Arc::new(AddressSpace::physical(Arc::new(memory), None));
     let config = RingConfig {
         size,
         descriptors: ram.user_of(driver.descriptors),
         available: ram.user_of(driver.available),
         used: ram.user_of(driver.used),
-        next_available: 0,
+        base: 0,
         indirect: true,
+        event_idx: false,
     };
     let counters = DirectionCounters::default();
     let mut bytes = vec![0; 1500];
@@ -443,14 +464,16 @@ fn long_chains_for_nothing_cost_a_bounded_number_of_looks() {
         let segment = unsafe { Segment::new(NonNull::new(bytes.as_mut_ptr()).unwrap(), bytes.len() as u32) };
         assert!(burst.push(segment, Token(number)));
     }
-    let mut ring = ReceiveRing::new(SplitRing::new(&config, &memory, None).unwrap(), 12, true);
+    let mut ring =
+        ReceiveRing::new(SplitRing::new(&config, &space, None).unwrap().into(), 0, receive_rules(true));
     assert_eq!(
         ring.deliver(burst.frames(), &counters),
         3,
         "500 looks a frame, and no more than about 1024 a burst"
     );
-    let mut ring = TransmitRing::new(SplitRing::new(&config, &memory, None).unwrap(), 12);
+    let mut ring =
+        TransmitRing::new(SplitRing::new(&config, &space, None).unwrap().into(), 0, transmit_rules());
     let mut burst = Burst::new();
     ring.receive(&mut burst, &counters);
-    assert!(ring.ring().next_available() < 2000, "wrong direction is seen at once");
+    assert!(ring.ring().base() < 2000, "wrong direction is seen at once");
 }

@@ -1,11 +1,28 @@
 //! The guest's transmit queue: frames leave it borrowed, and come back completed.
 
-use pmd::frame::BURST_BYTES;
-use pmd::{Burst, Token};
+use std::collections::VecDeque;
 
+use arrayvec::ArrayVec;
+use pmd::frame::BURST_BYTES;
+use pmd::{Burst, Capabilities, Frames, Offload, Segment, Token};
+
+use super::Ring;
 use super::chain::{Access, Stop};
-use super::split::SplitRing;
+use super::queue::{Chain, Virtqueue};
+use super::with_ring;
 use crate::counters::{DirectionCounters, DropReason};
+use crate::net::header;
+
+/// What a driver's frames look like in a transmit queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransmitRules {
+    /// Bytes of virtio-net header before each frame.
+    pub header: u32,
+    /// What a header may ask for; `None` where nothing was negotiated and it is not looked at.
+    pub offloads: Option<Capabilities>,
+    /// `VIRTIO_F_IN_ORDER`: chains are completed in the order in which they were made available.
+    pub in_order: bool,
+}
 
 /// A transmit queue of a guest (virtqueue 1, 3, 5 …).
 ///
@@ -13,19 +30,32 @@ use crate::counters::{DirectionCounters, DropReason};
 /// [`complete`](Self::complete) has been called with each frame's token.
 #[derive(Debug)]
 pub struct TransmitRing {
-    ring: SplitRing,
-    header: u32,
+    ring: Ring,
+    pair: u8,
+    rules: TransmitRules,
+    order: Option<Order>,
 }
 
 impl TransmitRing {
-    /// Frames stand behind `header` bytes of virtio-net header.
-    pub fn new(mut ring: SplitRing, header: u32) -> Self {
+    /// The transmit queue of queue pair `pair`.
+    pub fn new(mut ring: Ring, pair: u8, rules: TransmitRules) -> Self {
         ring.disable_kicks();
-        Self { ring, header }
+        let order = rules.in_order.then(|| Order::new(ring.size()));
+        Self { ring, pair, rules, order }
+    }
+
+    /// Its queue pair.
+    pub fn pair(&self) -> u8 {
+        self.pair
+    }
+
+    /// Whether its frames may leave something to do.
+    pub fn may_offload(&self) -> bool {
+        self.rules.offloads.is_some()
     }
 
     /// The ring itself, for what is not about frames.
-    pub fn ring(&mut self) -> &mut SplitRing {
+    pub fn ring(&mut self) -> &mut Ring {
         &mut self.ring
     }
 
@@ -33,87 +63,217 @@ impl TransmitRing {
     ///
     /// Such a chain is only dealt with at the head of the burst: what follows a frame can still be put back.
     pub(crate) fn receive(&mut self, burst: &mut Burst, counters: &DirectionCounters) {
-        self.ring.begin_burst();
-        let room = burst.room() as u16;
-        let Ok(waiting) = self.ring.available(room) else {
-            counters.bad_available_index.add(1);
-            return;
-        };
-        let waiting = waiting.min(room);
-        for ahead in 0..waiting {
-            self.ring.prefetch(self.ring.head(ahead));
-        }
-        for _ in 0..waiting {
-            if burst.room() == 0 || self.ring.is_exhausted() {
-                return;
-            }
-            let head = self.ring.head(0);
-            match self.push_frame(head, burst) {
-                Ok(()) => self.ring.take(1),
-                Err(Stop::Enough | Stop::Unmapped) => return,
-                Err(Stop::Malformed(reason)) => {
-                    if !burst.is_empty() {
-                        return;
-                    }
-                    self.ring.take(1);
-                    self.ring.complete(head, 0);
-                    counters.count_drop(reason, 1);
-                }
-            }
-        }
-    }
-
-    #[inline]
-    fn push_frame(&mut self, head: u16, burst: &mut Burst) -> Result<(), Stop> {
-        let fresh = burst.is_empty();
-        let mut header = self.header;
-        let mut total = 0u32;
-        let walked = self.ring.walk(head, Access::Read, |segment| {
-            let skipped = header.min(segment.len());
-            header -= skipped;
-            if skipped == segment.len() {
-                return Ok(());
-            }
-            let segment = segment.part(skipped, u32::MAX);
-            total = total.saturating_add(segment.len());
-            if total > BURST_BYTES {
-                return Err(DropReason::FrameTooLong.into());
-            }
-            // A chain that does not fit behind other frames may fit alone; one that does not fit alone never will.
-            let full = if fresh { DropReason::TooManyBuffers.into() } else { Stop::Enough };
-            burst.push_segment(segment).map_err(|_| full)
-        });
-        let walked = walked.and_then(|()| match total {
-            _ if header > 0 => Err(DropReason::ChainTooShort.into()),
-            0 => Err(DropReason::FrameTooShort.into()),
-            _ => Ok(()),
-        });
-        match walked {
-            Ok(()) => {
-                burst.finish_frame(Token(u32::from(head)));
-            }
-            Err(_) => burst.abandon_frame(),
-        }
-        walked
+        let Self { ring, pair, rules, order } = self;
+        with_ring!(ring, ring => receive(ring, *pair, rules, order, burst, counters));
     }
 
     /// The frame with this token is done: its memory is the guest's again (after [`flush`](Self::flush)).
     #[inline]
     pub fn complete(&mut self, token: Token) {
-        // A token is a head as it was taken, so it fits.
-        self.ring.complete(token.0 as u16, 0);
+        let chain = Chain::of(token);
+        match &mut self.order {
+            None => with_ring!(&mut self.ring, ring => ring.complete(chain, 0)),
+            Some(order) => {
+                let ring = &mut self.ring;
+                order.complete(chain, |chain| with_ring!(ring, ring => ring.complete(chain, 0)));
+            }
+        }
     }
 
-    /// Puts back the last `n` frames taken, untouched.
-    pub fn put_back(&mut self, n: u16) {
-        self.ring.put_back(n);
+    /// Completes all of `frames`.
+    #[inline]
+    pub fn complete_all(&mut self, frames: Frames<'_>) {
+        if self.order.is_some() {
+            return frames.iter().for_each(|(frame, _)| self.complete(frame.token()));
+        }
+        with_ring!(&mut self.ring, ring => {
+            frames.iter().for_each(|(frame, _)| ring.complete(Chain::of(frame.token()), 0));
+        });
+    }
+
+    /// Puts back `frames`, which were the last that were taken, untouched.
+    pub fn put_back(&mut self, frames: Frames<'_>) {
+        let slots = frames.iter().map(|(frame, _)| Chain::of(frame.token()).slots).sum();
+        with_ring!(&mut self.ring, ring => ring.put_back(slots));
+        if let Some(order) = &mut self.order {
+            order.put_back(frames.len());
+        }
     }
 
     /// Shows the guest what was completed; to be called once a burst.
     #[inline]
     pub fn flush(&mut self, counters: &DirectionCounters) {
-        if self.ring.publish() {
+        if with_ring!(&mut self.ring, ring => ring.publish()) {
             counters.interrupts.add(1);
         }
+    }
+}
+
+fn receive(
+    ring: &mut impl Virtqueue,
+    pair: u8,
+    rules: &TransmitRules,
+    order: &mut Option<Order>,
+    burst: &mut Burst,
+    counters: &DirectionCounters,
+) {
+    let room = burst.room() as u16;
+    if ring.begin_burst(room).is_err() {
+        counters.bad_available_index.add(1);
+        return;
+    }
+    for _ in 0..room {
+        if burst.room() == 0 || ring.is_exhausted() {
+            return;
+        }
+        let Some((chain, walked)) = push_frame(ring, pair, rules, burst) else { return };
+        match walked {
+            Ok(()) => {
+                ring.take(chain);
+                if let Some(order) = order {
+                    order.take(chain);
+                }
+            }
+            Err(Stop::Enough | Stop::Unmapped) => return,
+            Err(Stop::Malformed(reason)) => {
+                if !burst.is_empty() {
+                    return;
+                }
+                ring.take(chain);
+                match order {
+                    None => ring.complete(chain, 0),
+                    Some(order) => {
+                        order.take(chain);
+                        order.complete(chain, |chain| ring.complete(chain, 0));
+                    }
+                }
+                counters.count_drop(reason, 1);
+            }
+        }
+    }
+}
+
+#[inline]
+fn push_frame(
+    ring: &mut impl Virtqueue,
+    pair: u8,
+    rules: &TransmitRules,
+    burst: &mut Burst,
+) -> Option<(Chain, Result<(), Stop>)> {
+    let fresh = burst.is_empty();
+    let mut header_left = rules.header;
+    let mut pieces = HeaderPieces::new();
+    let mut total = 0u32;
+    let (chain, walked) = ring.next_chain(Access::Read, |piece| {
+        let segment = piece.segment;
+        let skipped = header_left.min(segment.len());
+        if skipped > 0 {
+            header_left -= skipped;
+            if rules.offloads.is_some() {
+                // Every piece holds at least one byte of the header, so there are never more pieces than room.
+                let _ = pieces.try_push(segment.part(0, skipped));
+            }
+            if skipped == segment.len() {
+                return Ok(());
+            }
+        }
+        let segment = segment.part(skipped, u32::MAX);
+        total = total.saturating_add(segment.len());
+        if total > BURST_BYTES {
+            return Err(DropReason::FrameTooLong.into());
+        }
+        // A chain that does not fit behind other frames may fit alone; one that does not fit alone never will.
+        let full = if fresh { DropReason::TooManyBuffers.into() } else { Stop::Enough };
+        burst.push_segment(segment).map_err(|_| full)
+    })?;
+    let walked = walked.and_then(|()| match total {
+        _ if header_left > 0 => Err(DropReason::ChainTooShort.into()),
+        0 => Err(DropReason::FrameTooShort.into()),
+        _ => match &rules.offloads {
+            None => Ok(Offload::NONE),
+            Some(rules) => read_header(&pieces, total, rules).map_err(Stop::from),
+        },
+    });
+    Some(match walked {
+        Ok(offload) => {
+            burst.finish_frame_with(chain.token(pair), offload);
+            (chain, Ok(()))
+        }
+        Err(stop) => {
+            burst.abandon_frame();
+            (chain, Err(stop))
+        }
+    })
+}
+
+/// The pieces of a header: one byte each at worst.
+type HeaderPieces = ArrayVec<Segment, { header::LENGTH as usize }>;
+
+#[inline]
+fn read_header(pieces: &HeaderPieces, len: u32, rules: &Capabilities) -> Result<Offload, DropReason> {
+    // A legacy header is two bytes shorter, and those are not looked at here.
+    let mut bytes = [0; header::LENGTH as usize];
+    pmd::frame::gather(pieces, &mut bytes);
+    header::parse(&bytes, len, rules)
+}
+
+/// Chains that were taken and not completed, for a driver that wants them back in order.
+#[derive(Debug)]
+struct Order {
+    /// The oldest first; `true` when a chain is done and waits for older ones.
+    taken: VecDeque<(Chain, bool)>,
+}
+
+/// More than any device borrows: so that the queue never grows, even when a driver makes chains available that it did
+/// not get back.
+const MOST_BORROWED: usize = 4096;
+
+impl Order {
+    fn new(size: u16) -> Self {
+        Self { taken: VecDeque::with_capacity(usize::from(size) + MOST_BORROWED) }
+    }
+
+    fn take(&mut self, chain: Chain) {
+        self.taken.push_back((chain, false));
+    }
+
+    fn put_back(&mut self, n: usize) {
+        self.taken.truncate(self.taken.len().saturating_sub(n));
+    }
+
+    /// `chain` is done; `ready` gets all that can be completed now.
+    #[inline]
+    fn complete(&mut self, chain: Chain, mut ready: impl FnMut(Chain)) {
+        // A device that sends in order finishes the oldest first. Where a driver uses an id twice, either will do.
+        if let Some(entry) = self.taken.iter_mut().find(|(taken, done)| *taken == chain && !*done) {
+            entry.1 = true;
+        }
+        while let Some((chain, true)) = self.taken.front().copied() {
+            self.taken.pop_front();
+            ready(chain);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_order_means_that_a_chain_waits_for_the_older_ones() {
+        let chain = |id| Chain { id, slots: 1 };
+        let mut order = Order::new(8);
+        (0..5).for_each(|id| order.take(chain(id)));
+        order.put_back(1);
+        let mut finish = |id| {
+            let mut ready = Vec::new();
+            order.complete(chain(id), |chain| ready.push(chain.id));
+            ready
+        };
+        assert!(finish(2).is_empty());
+        assert!(finish(1).is_empty());
+        assert_eq!(finish(0), [0, 1, 2]);
+        assert_eq!(finish(3), [3]);
+        assert!(finish(3).is_empty(), "once");
     }
 }

@@ -1,0 +1,378 @@
+//! The way of frames from one source to one sink: what waits on it, and how it is handed over.
+
+use std::time::{Duration, Instant};
+
+use pmd::frame::MIN_FRAME;
+use pmd::{Accepted, Burst, Capabilities, Frame, Frames, Segment, TransmitQueue};
+
+use crate::counters::{DirectionCounters, DropReason};
+use crate::lane::{LaneCounters, MOST_PAIRS, Sink, Source, complete};
+use crate::net::segment::{Emitted, Headers, Work};
+use crate::ring::queue::Chain;
+
+/// Frames wait this long for a guest without free buffers; then they are dropped, as a NIC would.
+pub const GUEST_PATIENCE: Duration = Duration::from_millis(1);
+/// Frames wait this long for a device that takes nothing. The guest's own queue holds back meanwhile, so this is only
+/// about devices that stand still; it is far below the 5 s after which a Linux guest resets its NIC.
+pub const DEVICE_PATIENCE: Duration = Duration::from_millis(100);
+/// Bursts of frames that are cut in software in one pass, so that one guest's long frames do not hold up the others.
+const CUTS_AT_ONCE: usize = 2;
+
+/// Frames that were received and have not gone on.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    pub(crate) burst: Burst,
+    /// Frames of the burst that are dealt with.
+    done: usize,
+    /// When the sink last took one; `None` while nothing waits.
+    since: Option<Instant>,
+}
+
+impl Waiting {
+    /// Number of frames.
+    pub fn len(&self) -> usize {
+        self.burst.len() - self.done
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Those that wait.
+    pub fn frames(&self) -> Frames<'_> {
+        self.burst.frames().skip(self.done)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.burst.clear();
+        self.done = 0;
+        self.since = None;
+    }
+
+    /// Adds a frame behind the others; `false` when there is no room.
+    pub(crate) fn push(&mut self, frame: &Frame, segments: &[Segment]) -> bool {
+        if self.is_empty() {
+            self.clear();
+        } else if self.done > 0 && self.burst.room() == 0 {
+            self.burst.discard(self.done);
+            self.done = 0;
+        }
+        self.burst.push_frame(frame, segments)
+    }
+}
+
+/// The way from a source to a sink.
+#[derive(Debug)]
+pub struct Path {
+    /// Index of the source in its lane.
+    pub(crate) source: usize,
+    /// Index of the sink in its lane.
+    pub(crate) sink: usize,
+    pub(crate) waiting: Box<Waiting>,
+    /// For a source whose frames may leave something to do.
+    cutter: Option<Box<Cutter>>,
+}
+
+/// What became of frames that were handed to a sink.
+enum Handed {
+    Copied(usize),
+    Borrowed(usize),
+    Dropped(usize, DropReason),
+}
+
+impl Path {
+    /// A path on which nothing waits; `cuts` where frames may leave something to do.
+    pub(crate) fn new(source: usize, sink: usize, cuts: bool) -> Self {
+        Self { source, sink, waiting: Box::default(), cutter: cuts.then(Box::default) }
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub(crate) fn has_lent(&self) -> bool {
+        self.cutter.as_ref().is_some_and(|cutter| cutter.lent > 0)
+    }
+
+    /// Hands waiting frames to the sink; returns whether any was dealt with.
+    pub(crate) fn forward(
+        &mut self,
+        source: &mut Source,
+        sink: &mut Sink,
+        counters: &LaneCounters,
+        now: Instant,
+    ) -> bool {
+        let mut moved = false;
+        let mut cuts = 0;
+        while !self.waiting.is_empty() {
+            let progress = match &self.cutter {
+                Some(cutter) if cutter.work.is_some() => {
+                    cuts += 1;
+                    cuts <= CUTS_AT_ONCE && self.cut(source, sink, counters)
+                }
+                _ => self.hand_over(source, sink, counters),
+            };
+            if !progress {
+                break;
+            }
+            moved = true;
+            self.waiting.since = Some(now);
+            // A guest's ring is asked once a pass: it stops early when its descriptors take too long.
+            if matches!(sink, Sink::Guest(_)) {
+                break;
+            }
+        }
+        if !self.waiting.is_empty() {
+            self.lose_patience(source, sink, counters, now);
+        }
+        moved
+    }
+
+    /// Hands over frames as they are; returns whether any was dealt with, or prepared for being cut.
+    #[inline]
+    fn hand_over(&mut self, source: &mut Source, sink: &mut Sink, counters: &LaneCounters) -> bool {
+        let frames = self.waiting.frames();
+        let ready = match &mut self.cutter {
+            None => frames.len(),
+            Some(cutter) => {
+                let capabilities = sink.capabilities();
+                let ready =
+                    frames.iter().take_while(|(frame, _)| capabilities.cover(frame.offload())).count();
+                if ready == 0 {
+                    self.waiting.done += prepare(frames, cutter, source, capabilities, counters);
+                    return true;
+                }
+                ready
+            }
+        };
+        let done = match hand(sink, frames.take(ready), counters) {
+            Handed::Copied(n) => {
+                settle(source, frames.take(n), &counters.source);
+                n
+            }
+            Handed::Borrowed(n) => {
+                let taken = frames.take(n);
+                counters.source.rx_frames.add(n as u64);
+                counters.source.rx_bytes.add(taken.bytes());
+                n
+            }
+            Handed::Dropped(n, reason) => {
+                counters.source.count_drop(reason, n as u64);
+                settle(source, frames.take(n), &counters.source);
+                n
+            }
+        };
+        self.waiting.done += done;
+        done > 0
+    }
+
+    /// Goes on with cutting the first frame that waits; returns whether that got any further.
+    fn cut(&mut self, source: &mut Source, sink: &mut Sink, counters: &LaneCounters) -> bool {
+        let (Some(cutter), Some((_, segments))) = (&mut self.cutter, self.waiting.frames().iter().next())
+        else {
+            return false;
+        };
+        let tag = match source {
+            Source::Guest(ring) => MOST_PAIRS as u8 + ring.pair(),
+            Source::Device(_) => MOST_PAIRS as u8,
+        };
+        let progress = cutter.step(segments, sink, tag, counters);
+        if cutter.is_finished() {
+            self.finish_cut(source, counters);
+            return true;
+        }
+        progress
+    }
+
+    /// The frame that was being cut is done.
+    fn finish_cut(&mut self, source: &mut Source, counters: &LaneCounters) {
+        if let Some(cutter) = &mut self.cutter {
+            cutter.reset();
+            settle(source, self.waiting.frames().take(1), &counters.source);
+            self.waiting.done += 1;
+        }
+    }
+
+    /// A frame that was made here has come back from the device.
+    pub(crate) fn returned(&mut self, source: &mut Source, counters: &LaneCounters) {
+        let Some(cutter) = &mut self.cutter else { return };
+        cutter.lent = cutter.lent.saturating_sub(1);
+        if cutter.is_finished() {
+            self.finish_cut(source, counters);
+        }
+    }
+
+    fn lose_patience(&mut self, source: &mut Source, sink: &Sink, counters: &LaneCounters, now: Instant) {
+        let since = *self.waiting.since.get_or_insert(now);
+        let (patience, reason) = match sink {
+            Sink::Device(..) => (DEVICE_PATIENCE, DropReason::VfQueueFull),
+            _ => (GUEST_PATIENCE, DropReason::GuestQueueFull),
+        };
+        if now.duration_since(since) >= patience && !self.has_lent() {
+            self.drop_waiting(source, reason, counters);
+        }
+    }
+
+    /// Drops all that waits, for `reason`.
+    fn drop_waiting(&mut self, source: &mut Source, reason: DropReason, counters: &LaneCounters) {
+        let frames = self.waiting.frames();
+        counters.source.count_drop(reason, frames.len() as u64);
+        settle(source, frames, &counters.source);
+        self.waiting.clear();
+        if let Some(cutter) = &mut self.cutter {
+            cutter.reset();
+        }
+    }
+
+    /// Gives what waits back to a guest's queue, as if it had not been taken. A frame of which the sink has a part
+    /// already is not sent again: it counts as aborted.
+    pub(crate) fn put_back(&mut self, source: &mut Source, counters: &LaneCounters) {
+        if let Some(cutter) = &mut self.cutter
+            && cutter.work.is_some()
+        {
+            if cutter.began {
+                counters.source.count_drop(DropReason::Aborted, 1);
+                self.finish_cut(source, counters);
+            } else {
+                cutter.reset();
+            }
+        }
+        if let Source::Guest(ring) = source {
+            ring.put_back(self.waiting.frames());
+            self.waiting.clear();
+        }
+    }
+}
+
+/// Prepares the first of `frames` for being cut; returns how many are done with (one, if it cannot be).
+fn prepare(
+    frames: Frames<'_>,
+    cutter: &mut Cutter,
+    source: &mut Source,
+    capabilities: Capabilities,
+    counters: &LaneCounters,
+) -> usize {
+    let Some((frame, segments)) = frames.iter().next() else { return 0 };
+    match Work::begin(segments, frame.offload(), &capabilities) {
+        Ok(work) => {
+            cutter.begin(work);
+            0
+        }
+        Err(reason) => {
+            counters.source.count_drop(reason, 1);
+            settle(source, frames.take(1), &counters.source);
+            1
+        }
+    }
+}
+
+/// Hands frames to the sink, which takes a prefix of them.
+#[inline]
+fn hand(sink: &mut Sink, frames: Frames<'_>, counters: &LaneCounters) -> Handed {
+    let sink = match sink {
+        Sink::Guest(ring) => return Handed::Copied(ring.deliver(frames, &counters.sink)),
+        Sink::Nobody(reason) => return Handed::Dropped(frames.len(), *reason),
+        Sink::Device(sink) => sink,
+    };
+    let max_frame = sink.max_frame;
+    let bad = |frame: &Frame| {
+        let whole = frame.offload().segment_size == 0;
+        frame.len() < MIN_FRAME || (whole && frame.len() > max_frame)
+    };
+    let good = frames.iter().take_while(|(frame, _)| !bad(frame)).count();
+    if good == 0 {
+        let short = frames.take(1).bytes() < u64::from(MIN_FRAME);
+        let reason = if short { DropReason::FrameTooShort } else { DropReason::FrameTooLong };
+        return Handed::Dropped(1, reason);
+    }
+    let (n, handed) = match sink.queue.transmit(frames.take(good)) {
+        Accepted::Copied(n) => (n, Handed::Copied(n)),
+        Accepted::Borrowed(n) => (n, Handed::Borrowed(n)),
+        Accepted::Refused(n) => return Handed::Dropped(n, DropReason::VfRefused),
+    };
+    counters.sink.tx_frames.add(n as u64);
+    counters.sink.tx_bytes.add(frames.take(n).bytes());
+    handed
+}
+
+/// Gives frames back to their source and counts them as received.
+#[inline]
+fn settle(source: &mut Source, frames: Frames<'_>, counters: &DirectionCounters) {
+    counters.rx_frames.add(frames.len() as u64);
+    counters.rx_bytes.add(frames.bytes());
+    match source {
+        Source::Guest(ring) => ring.complete_all(frames),
+        Source::Device(_) => frames.iter().for_each(|(frame, _)| complete(source, frame.token())),
+    }
+}
+
+/// Does in software what a frame leaves to be done and its sink does not do.
+#[derive(Debug, Default)]
+struct Cutter {
+    /// The frame being cut; it is the first that waits.
+    work: Option<Work>,
+    /// Whether all frames have been made of it.
+    exhausted: bool,
+    /// Whether the sink has taken one.
+    began: bool,
+    made: Burst,
+    /// Frames of `made` that the sink has taken.
+    done: usize,
+    /// Frames of `made` that a device has borrowed.
+    lent: usize,
+    headers: Headers,
+}
+
+impl Cutter {
+    fn begin(&mut self, work: Work) {
+        self.reset();
+        self.work = Some(work);
+    }
+
+    fn reset(&mut self) {
+        self.work = None;
+        self.made.clear();
+        self.headers.clear();
+        (self.exhausted, self.began, self.done, self.lent) = (false, false, 0, 0);
+    }
+
+    fn is_finished(&self) -> bool {
+        self.exhausted && self.done == self.made.len() && self.lent == 0
+    }
+
+    /// Makes frames of `segments`, those of the frame being cut, and hands them to the sink; returns whether that got any further.
+    fn step(&mut self, segments: &[Segment], sink: &mut Sink, tag: u8, counters: &LaneCounters) -> bool {
+        if self.done == self.made.len() && !self.exhausted {
+            if self.lent > 0 {
+                return false;
+            }
+            self.made.clear();
+            self.headers.clear();
+            self.done = 0;
+            let Some(work) = &mut self.work else { return false };
+            let token = Chain { id: 0, slots: 1 }.token(tag);
+            self.exhausted =
+                work.emit(segments, &mut self.made, &mut self.headers, token) == Emitted::Finished;
+        }
+        let frames = self.made.frames().skip(self.done);
+        if frames.is_empty() {
+            return false;
+        }
+        let n = match hand(sink, frames, counters) {
+            Handed::Copied(n) => n,
+            Handed::Borrowed(n) => {
+                self.lent += n;
+                n
+            }
+            Handed::Dropped(n, reason) => {
+                counters.source.count_drop(reason, n as u64);
+                n
+            }
+        };
+        self.done += n;
+        self.began |= n > 0;
+        n > 0
+    }
+}

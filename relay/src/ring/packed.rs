@@ -1,0 +1,466 @@
+//! The packed ring (virtio 1.3, section 2.8), device side.
+//!
+//! ```text
+//!   one ring, written by both sides        [addr len id flags] × size
+//!
+//!   ─── used, seen by the driver ───┬─ used, not yet seen ─┬─── taken ───┬─ available … not yet available ───
+//!                                 first                next_used     next_avail
+//!
+//!   driver event suppression: read here    device event suppression: written here    [event flags]
+//! ```
+//!
+//! A chain is a run of descriptors; whether it is available, the flags of its first descriptor say, which is the one
+//! that the driver writes last. They are loaded with acquire order before anything else of the chain is read. A used
+//! descriptor takes as many slots as its chain had; the slots behind it are left as they are.
+//!
+//! The driver looks at used descriptors in the order of their slots and no further than the first that is not used. So
+//! all used descriptors of a burst but its first are written at once, and the first with release order when the burst is
+//! published: until then the driver sees none of them.
+//!
+//! Every descriptor is read once, into a local, and checked there. What bounds the damage that a driver can do:
+//! - No more slots are ever in flight than the ring has, so that used descriptors stay behind what is available.
+//! - A chain that goes on for longer than the slots that are not in flight, or than a burst has segments, has no end that
+//!   could be trusted, and without its end neither its buffer id is known nor where the next chain begins. It is reported
+//!   as [`ChainTooLong`](DropReason::ChainTooLong) with no slots. Taking it breaks the ring: from then on no chain waits,
+//!   until the ring is set up anew. The walk is as long as that of the longest good chain, and is done once.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+
+use pmd::frame::BURST_SEGMENTS;
+
+use super::buffer::{BURST_DESCRIPTORS, Buffer, area, table_entries, table_entry};
+use super::chain::{Access, DESCRIPTOR_SIZE, INDIRECT, NEXT, Stop, WRITE};
+use super::event::{AT_DESCRIPTOR, DISABLE, ENABLE, SUPPRESSION_SIZE, Suppression};
+use super::notify::Call;
+use super::position::Position;
+use super::queue::{BadIndex, Chain, Piece, Virtqueue, Walked};
+use super::split::{MAX_SIZE, MIN_SIZE, RingConfig, RingError, prefetch};
+use crate::counters::DropReason;
+use crate::guest::iotlb_miss::MissReporter;
+use crate::guest::space::{AddressSpace, Translator};
+
+/// Descriptors in a cache line of 64 bytes.
+const PER_LINE: u16 = 64 / DESCRIPTOR_SIZE as u16;
+
+/// A descriptor of a packed ring or of an indirect table of one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PackedDescriptor {
+    /// Guest address of the buffer.
+    pub addr: u64,
+    /// Length of the buffer in bytes; in a used descriptor the bytes written.
+    pub len: u32,
+    /// Buffer id: that of a chain stands in its last descriptor.
+    pub id: u16,
+    /// [`NEXT`], [`WRITE`], [`INDIRECT`], [`AVAIL`](super::position::AVAIL), [`USED`](super::position::USED).
+    pub flags: u16,
+}
+
+impl PackedDescriptor {
+    /// From its two little-endian halves as they lie in memory.
+    #[inline]
+    pub fn from_halves(addr: u64, rest: u64) -> Self {
+        let (addr, rest) = (u64::from_le(addr), u64::from_le(rest));
+        Self { addr, len: rest as u32, id: (rest >> 32) as u16, flags: (rest >> 48) as u16 }
+    }
+
+    /// The inverse of [`from_halves`](Self::from_halves).
+    #[inline]
+    pub fn halves(self) -> (u64, u64) {
+        let rest = u64::from(self.flags) << 48 | u64::from(self.id) << 32 | u64::from(self.len);
+        (self.addr.to_le(), rest.to_le())
+    }
+
+    #[inline]
+    fn buffer(self) -> Buffer {
+        Buffer { addr: self.addr, len: self.len, flags: self.flags }
+    }
+}
+
+/// What is written into a descriptor to make it used.
+#[derive(Clone, Copy, Debug)]
+struct Used {
+    at: Position,
+    id: u16,
+    len: u32,
+}
+
+/// One packed ring.
+#[derive(Debug)]
+pub struct PackedRing {
+    descriptors: NonNull<u64>,
+    driver_event: NonNull<u32>,
+    device_event: NonNull<u32>,
+    /// Guest physical addresses of what is written, for the dirty log.
+    descriptors_gpa: u64,
+    device_event_gpa: u64,
+    size: u16,
+    indirect: bool,
+    event_idx: bool,
+    /// Where the first chain that was not taken begins.
+    next_avail: Position,
+    /// Where the next used descriptor goes.
+    next_used: Position,
+    /// Slots of chains that were taken and not completed; at most `size`.
+    in_flight: u16,
+    /// The first used descriptor of those that the driver does not see yet.
+    first: Option<Used>,
+    /// `next_used` when it was last decided whether to interrupt.
+    decided: Option<Position>,
+    /// A chain without an end was taken: where the next begins is not known.
+    broken: bool,
+    /// Descriptors looked at since `begin_burst`.
+    visited: u32,
+    memory: Translator,
+    call: Option<Call>,
+}
+
+// SAFETY: the pointers are into shared mappings that `memory` keeps in place; no thread owns them, and only the ring's
+// owner uses them.
+unsafe impl Send for PackedRing {}
+
+impl PackedRing {
+    /// Base of a fresh ring: the first slot in the first lap.
+    pub const START: u32 = 0x8000;
+
+    /// Checks `config` against `space` and makes the ring. Nothing is written to guest memory yet.
+    ///
+    /// `available` is the address of the driver's event suppression structure and `used` that of the device's.
+    pub fn new(
+        config: &RingConfig,
+        space: &Arc<AddressSpace>,
+        call: Option<Call>,
+    ) -> Result<Self, RingError> {
+        let size = config.size;
+        if !(MIN_SIZE..=MAX_SIZE).contains(&size) {
+            return Err(RingError::PackedSize(size));
+        }
+        let [descriptors, driver_event, device_event] = config.areas(true);
+        let descriptors = area(space, "descriptor ring", descriptors, DESCRIPTOR_SIZE as u64)?;
+        let driver_event = area(space, "driver event suppression", driver_event, SUPPRESSION_SIZE)?;
+        let device_event = area(space, "device event suppression", device_event, SUPPRESSION_SIZE)?;
+        let next = Self::position_of(config.base, size)?;
+        Ok(Self {
+            descriptors: descriptors.host.cast(),
+            descriptors_gpa: descriptors.gpa,
+            driver_event: driver_event.host.cast(),
+            device_event: device_event.host.cast(),
+            device_event_gpa: device_event.gpa,
+            size,
+            indirect: config.indirect,
+            event_idx: config.event_idx,
+            next_avail: next,
+            next_used: next,
+            in_flight: 0,
+            first: None,
+            decided: None,
+            broken: false,
+            visited: 0,
+            memory: Translator::new(Arc::clone(space)),
+            call,
+        })
+    }
+
+    /// Where a ring goes on that is at `base`.
+    ///
+    /// What was taken and not completed nobody knows any more, so it is taken again: the ring goes on from its used
+    /// position. Front ends that only know the available position leave the upper half empty; both are the same then.
+    fn position_of(base: u32, size: u16) -> Result<Position, RingError> {
+        let avail = Position::from_bits(base as u16);
+        let used = match (base >> 16) as u16 {
+            0 => avail,
+            bits => Position::from_bits(bits),
+        };
+        if avail.slot >= size || used.slot >= size {
+            return Err(RingError::Base { base, size });
+        }
+        if used != avail {
+            tracing::debug!(base, "packed ring goes on from its used position");
+        }
+        Ok(used)
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Where the ring stands, as a front end wants to know it to go on elsewhere: the available position in the lower
+    /// half, the used position in the upper one. They are the same when all that was taken is completed.
+    pub fn base(&self) -> u32 {
+        u32::from(self.next_used.bits()) << 16 | u32::from(self.next_avail.bits())
+    }
+
+    /// Whether the driver made a chain available that has no end: nothing is taken from this ring any more.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Replaces what descriptors are looked up in; the ring itself stays where it is.
+    pub fn set_space(&mut self, space: Arc<AddressSpace>) {
+        self.memory.set_space(space);
+    }
+
+    /// Addresses that are not found are reported from now on, since they may be found later.
+    pub fn report_misses(&mut self, reporter: MissReporter) {
+        self.memory.report_misses(reporter);
+    }
+
+    /// Replaces the descriptor that interrupts the guest; `None` for a guest that polls.
+    pub fn set_call(&mut self, call: Option<Call>) {
+        self.call = call;
+        self.decided = None;
+    }
+
+    /// Tells the driver that it need not kick.
+    pub fn disable_kicks(&mut self) {
+        self.write_event(Suppression { event: 0, flags: DISABLE });
+    }
+
+    /// Tells the driver to kick when it makes the next chain available. Chains that it made available before it saw
+    /// this come without a kick, so the ring is to be looked at once more after this.
+    pub fn enable_kicks(&mut self) {
+        let flags = if self.event_idx { AT_DESCRIPTOR } else { ENABLE };
+        self.write_event(Suppression { event: self.next_avail.bits(), flags });
+        // The driver makes a chain available, then reads what we wrote; we write, then look for a chain. Without the
+        // fence both could miss the other.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether a chain waits. What the driver wrote into it before is visible then.
+    #[inline]
+    fn chain_waits(&self) -> bool {
+        if self.in_flight == self.size || self.broken {
+            return false;
+        }
+        debug_assert!(self.next_avail.slot < self.size);
+        // SAFETY: `slot < size`, and the ring has `size` 16-byte descriptors, 16-aligned (`new`); the flags are the last
+        // of the 16-bit fields of a descriptor.
+        let flags = unsafe {
+            let at = self.descriptors.as_ptr().add(2 * usize::from(self.next_avail.slot));
+            AtomicU16::from_ptr(at.cast::<u16>().add(7))
+        };
+        self.next_avail.is_available(u16::from_le(flags.load(Ordering::Acquire)))
+    }
+
+    /// Reads a descriptor.
+    #[inline]
+    fn descriptor(&self, slot: u16) -> PackedDescriptor {
+        debug_assert!(slot < self.size);
+        // SAFETY: `slot < size`: it comes from a position or from counting on from one and starting over at `size`. The
+        // ring has `size` 16-byte descriptors.
+        let (addr, rest) = unsafe {
+            let at = self.descriptors.as_ptr().add(2 * usize::from(slot));
+            (at.read_volatile(), at.add(1).read_volatile())
+        };
+        PackedDescriptor::from_halves(addr, rest)
+    }
+
+    /// Visits what one descriptor of a chain stands for; `alone` if the chain has no other.
+    #[inline]
+    fn visit(
+        &mut self,
+        descriptor: PackedDescriptor,
+        alone: bool,
+        access: Access,
+        visit: &mut impl FnMut(Piece) -> Result<(), Stop>,
+    ) -> Result<(), Stop> {
+        if descriptor.flags & INDIRECT == 0 {
+            return descriptor.buffer().visit(&mut self.memory, access, visit);
+        }
+        if !self.indirect || !alone {
+            return Err(DropReason::BadIndirect.into());
+        }
+        self.visit_table(descriptor, access, visit)
+    }
+
+    /// Visits the buffers of an indirect table: all entries in their order, whose flags mean nothing but [`WRITE`]
+    /// (2.8.7).
+    fn visit_table(
+        &mut self,
+        table: PackedDescriptor,
+        access: Access,
+        visit: &mut impl FnMut(Piece) -> Result<(), Stop>,
+    ) -> Result<(), Stop> {
+        let entries = table_entries(table.len).ok_or(DropReason::BadIndirect)?;
+        if entries > BURST_SEGMENTS {
+            return Err(DropReason::ChainTooLong.into());
+        }
+        for index in 0..entries {
+            self.visited = self.visited.saturating_add(1);
+            let (addr, rest) = table_entry(&mut self.memory, table.addr, index)?;
+            PackedDescriptor::from_halves(addr, rest).buffer().visit(&mut self.memory, access, visit)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a used descriptor, all but its address, which nobody reads.
+    ///
+    /// One aligned store, so that nobody who sees the flags misses the id or the length.
+    #[inline]
+    fn write_used(&mut self, used: Used) {
+        let Used { at, id, len } = used;
+        // The length counts only where the device says that it wrote (2.8.4).
+        let written = if len > 0 { WRITE } else { 0 };
+        let (_, rest) = PackedDescriptor { addr: 0, len, id, flags: at.used_flags() | written }.halves();
+        debug_assert!(at.slot < self.size);
+        // SAFETY: `slot < size`, and the ring has `size` 16-byte descriptors, 16-aligned (`new`); the second half of one
+        // is 8-aligned.
+        let half =
+            unsafe { AtomicU64::from_ptr(self.descriptors.as_ptr().add(2 * usize::from(at.slot) + 1)) };
+        half.store(rest, Ordering::Relaxed);
+        if let Some(log) = self.memory.space().log() {
+            log.mark(self.descriptors_gpa + DESCRIPTOR_SIZE as u64 * u64::from(at.slot) + 8, 8);
+        }
+    }
+
+    /// Writes the device's event suppression structure.
+    fn write_event(&mut self, event: Suppression) {
+        // SAFETY: 4 mapped bytes, 4-aligned, both checked in `new`.
+        let word = unsafe { AtomicU32::from_ptr(self.device_event.as_ptr()) };
+        word.store(event.word(), Ordering::Relaxed);
+        if let Some(log) = self.memory.space().log() {
+            log.mark(self.device_event_gpa, SUPPRESSION_SIZE as u32);
+        }
+    }
+
+    /// Reads the driver's event suppression structure.
+    #[inline]
+    fn driver_event(&self) -> Suppression {
+        // SAFETY: 4 mapped bytes, 4-aligned, both checked in `new`.
+        let word = unsafe { AtomicU32::from_ptr(self.driver_event.as_ptr()) };
+        Suppression::from_word(word.load(Ordering::Relaxed))
+    }
+
+    /// Lets the driver see all used descriptors; whether there was one that it did not see.
+    #[inline]
+    fn release(&mut self) -> bool {
+        let Some(first) = self.first.take() else { return false };
+        // The others, the buffers and the length of this one are written before its flags.
+        fence(Ordering::Release);
+        self.write_used(first);
+        true
+    }
+}
+
+impl Virtqueue for PackedRing {
+    #[inline]
+    fn space(&self) -> &Arc<AddressSpace> {
+        self.memory.space()
+    }
+
+    #[inline]
+    fn begin_burst(&mut self, wanted: u16) -> Result<(), BadIndex> {
+        self.visited = 0;
+        // What is not available yet the driver is about to write: its cache lines are better left with it.
+        if self.chain_waits() {
+            let mut slot = self.next_avail.slot;
+            for _ in 0..wanted.min(self.size).div_ceil(PER_LINE) {
+                // SAFETY: `slot < size`; a prefetch reads nothing anyway.
+                prefetch(unsafe { self.descriptors.as_ptr().add(2 * usize::from(slot)) }.cast());
+                slot += PER_LINE;
+                if slot >= self.size {
+                    slot = 0;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn is_exhausted(&self) -> bool {
+        self.visited >= BURST_DESCRIPTORS
+    }
+
+    #[inline]
+    fn next_chain(
+        &mut self,
+        access: Access,
+        mut visit: impl FnMut(Piece) -> Result<(), Stop>,
+    ) -> Option<Walked> {
+        if !self.chain_waits() {
+            return None;
+        }
+        let limit = (self.size - self.in_flight).min(BURST_SEGMENTS as u16);
+        let mut slot = self.next_avail.slot;
+        let mut walked = Ok(());
+        for slots in 1..=limit {
+            self.visited = self.visited.saturating_add(1);
+            let descriptor = self.descriptor(slot);
+            let last = descriptor.flags & NEXT == 0;
+            // The id stands at the end, so the walk goes there even if nothing more is to be visited.
+            if walked.is_ok() {
+                walked = self.visit(descriptor, last && slots == 1, access, &mut visit);
+            }
+            if last {
+                return Some((Chain { id: descriptor.id, slots }, walked));
+            }
+            slot += 1;
+            if slot == self.size {
+                slot = 0;
+            }
+        }
+        Some((Chain { id: 0, slots: 0 }, Err(DropReason::ChainTooLong.into())))
+    }
+
+    /// Taking the chain without slots that stands for one without an end breaks the ring.
+    #[inline]
+    fn take(&mut self, chain: Chain) {
+        debug_assert!(chain.slots <= self.size - self.in_flight, "{chain:?} did not wait");
+        let slots = chain.slots.min(self.size - self.in_flight);
+        self.broken |= chain.slots == 0;
+        self.in_flight += slots;
+        self.next_avail = self.next_avail.advanced(slots, self.size);
+    }
+
+    #[inline]
+    fn put_back(&mut self, slots: u16) {
+        debug_assert!(slots <= self.in_flight, "{slots} slots are not in flight");
+        let slots = slots.min(self.in_flight);
+        self.in_flight -= slots;
+        self.next_avail = self.next_avail.retreated(slots, self.size);
+    }
+
+    /// A chain without an end is not completed: its id is not known.
+    #[inline]
+    fn complete(&mut self, chain: Chain, len: u32) {
+        debug_assert!(chain.slots <= self.in_flight, "{chain:?} is not in flight");
+        let slots = chain.slots.min(self.in_flight);
+        if slots == 0 {
+            return;
+        }
+        let used = Used { at: self.next_used, id: chain.id, len };
+        self.in_flight -= slots;
+        self.next_used = self.next_used.advanced(slots, self.size);
+        if self.first.is_none() {
+            self.first = Some(used);
+        } else {
+            self.write_used(used);
+        }
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        if !self.release() {
+            return false;
+        }
+        let Some(call) = &self.call else { return false };
+        // The driver writes its event suppression, then looks for used descriptors again; we write used descriptors,
+        // then look at its event suppression. Without the fence both could miss the other.
+        fence(Ordering::SeqCst);
+        let before = self.decided.replace(self.next_used);
+        if !self.driver_event().wants(self.event_idx, before, self.next_used, self.size) {
+            return false;
+        }
+        call.notify()
+    }
+
+    fn publish_quietly(&mut self) {
+        self.release();
+        self.decided = None;
+    }
+}
+
+#[cfg(test)]
+mod tests;
