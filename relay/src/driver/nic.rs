@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use thiserror::Error;
@@ -104,7 +105,15 @@ impl GuestNic {
     /// Connects to a vhost-user socket, negotiates, shares memory, and starts one queue pair with all receive buffers
     /// posted.
     pub fn connect(path: &Path, options: NicOptions) -> Result<Self, NicError> {
-        let mut frontend = Frontend::connect(path, 2)?;
+        Self::bring_up(Frontend::connect(path, 2)?, options)
+    }
+
+    /// The same over a connection that is there already: that of a back end which connected to us.
+    pub fn over(stream: UnixStream, options: NicOptions) -> Result<Self, NicError> {
+        Self::bring_up(Frontend::from_stream(stream, 2), options)
+    }
+
+    fn bring_up(mut frontend: Frontend, options: NicOptions) -> Result<Self, NicError> {
         frontend.set_owner()?;
         let offered = frontend.get_features()?;
         let mut features = 1 << VIRTIO_F_VERSION_1 | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
