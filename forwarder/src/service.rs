@@ -22,6 +22,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::config::{Config, InitialDevice};
 use crate::daemon::Forwarder;
 use crate::placement::place;
+use crate::state::State;
 use crate::watchdog::{Watch, Watchdog, tell_systemd};
 use crate::worker::Worker;
 
@@ -117,17 +118,19 @@ fn serve(
 ) -> anyhow::Result<Vec<Endpoint>> {
     let owner = SocketOwner { user: config.sockets.owner, group: config.sockets.group };
     prepare_directory(&config.sockets.directory, owner)?;
+    let state = State::beside(&config.control.socket);
     let endpoint = |relay: &Arc<Relay>| {
         let id = relay.id();
         let path = config.sockets.path(id);
+        let positions = state.positions(id);
         let guest = GuestOptions {
             mergeable: config.guest.mergeable_buffers,
             segmentation: config.guest.segmentation,
             mtu: config.mtu(id),
         };
         let endpoint = match watch.filter(|_| config.is_client(id)) {
-            Some(watch) => Endpoint::connecting(Arc::clone(relay), &path, owner, watch, guest),
-            None => Endpoint::start(Arc::clone(relay), listen(&path, owner)?, &path, guest),
+            Some(watch) => Endpoint::connecting(Arc::clone(relay), &path, owner, watch, guest, positions),
+            None => Endpoint::start(Arc::clone(relay), listen(&path, owner)?, &path, guest, positions),
         };
         endpoint.with_context(|| format!("no thread to serve {}", path.display()))
     };

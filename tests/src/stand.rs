@@ -39,7 +39,8 @@ impl Stand {
         let endpoint = |relay: &Arc<Relay>| {
             let path = stand.socket(relay.id() as usize);
             let listener = listen(&path, SocketOwner::default()).expect("a socket");
-            Endpoint::start(Arc::clone(relay), listener, &path, GuestOptions::default()).expect("a thread")
+            Endpoint::start(Arc::clone(relay), listener, &path, GuestOptions::default(), None)
+                .expect("a thread")
         };
         stand.endpoints = stand.relays.iter().map(endpoint).collect();
         stand
@@ -65,7 +66,7 @@ impl Stand {
         self.endpoints.clear();
         let endpoint = |relay: &Arc<Relay>| {
             let (path, owner) = (self.socket(relay.id() as usize), SocketOwner::default());
-            Endpoint::connecting(Arc::clone(relay), &path, owner, &self.watch, GuestOptions::default())
+            Endpoint::connecting(Arc::clone(relay), &path, owner, &self.watch, GuestOptions::default(), None)
                 .expect("a thread")
         };
         self.endpoints = self.relays.iter().map(endpoint).collect();

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use super::connection::{Connection, ConnectionError};
 use super::connector::Connector;
 use super::features::GuestOptions;
+use super::positions::Positions;
 use super::session::Session;
 use super::socket::SocketOwner;
 use super::watch::DirectoryWatch;
@@ -44,14 +45,16 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 impl Endpoint {
-    /// Serves `relay` on `listener`, which listens on `path` without blocking (see [`super::socket::listen`]).
+    /// Serves `relay` on `listener`, which listens on `path` without blocking (see [`super::socket::listen`]). Where its
+    /// rings stand is kept in `positions`.
     pub fn start(
         relay: Arc<Relay>,
         listener: UnixListener,
         path: &Path,
         options: GuestOptions,
+        positions: Option<Positions>,
     ) -> io::Result<Endpoint> {
-        Self::spawn(relay, Source::Listening(listener), path, identity(path), options)
+        Self::spawn(relay, Source::Listening(listener), path, identity(path), options, positions)
     }
 
     /// Serves `relay` on the socket that a front end has at `path`, whenever it is there. `watch` is that of the socket's
@@ -62,9 +65,10 @@ impl Endpoint {
         owner: SocketOwner,
         watch: &DirectoryWatch,
         options: GuestOptions,
+        positions: Option<Positions>,
     ) -> io::Result<Endpoint> {
         let connector = Connector::new(path, owner, watch)?;
-        Self::spawn(relay, Source::Connecting(connector), path, None, options)
+        Self::spawn(relay, Source::Connecting(connector), path, None, options, positions)
     }
 
     fn spawn(
@@ -73,12 +77,21 @@ impl Endpoint {
         path: &Path,
         identity: Option<(u64, u64)>,
         options: GuestOptions,
+        positions: Option<Positions>,
     ) -> io::Result<Endpoint> {
+        let positions = positions.map(|positions| Arc::new(Mutex::new(positions)));
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let id = relay.id();
         let path = path.to_owned();
-        let server =
-            Server { relay, source, path: path.clone(), options, stop: Arc::clone(&stop), guest: None };
+        let server = Server {
+            relay,
+            source,
+            path: path.clone(),
+            options,
+            positions,
+            stop: Arc::clone(&stop),
+            guest: None,
+        };
         let name = format!("vhost-{id}");
         let thread =
             std::thread::Builder::new().name(name).stack_size(256 * 1024).spawn(move || server.run())?;
@@ -135,6 +148,7 @@ struct Server {
     source: Source,
     path: PathBuf,
     options: GuestOptions,
+    positions: Option<Arc<Mutex<Positions>>>,
     stop: Arc<OwnedFd>,
     guest: Option<Guest>,
 }
@@ -243,7 +257,8 @@ impl Server {
             );
         }
         self.tell(Tone::News, format_args!("VM connected on {path} ({})", who(peer)));
-        match Session::new(Arc::clone(&self.relay), &self.options, peer) {
+        let positions = self.positions.clone();
+        match Session::new(Arc::clone(&self.relay), &self.options, positions, peer) {
             Ok(session) => {
                 let since = Instant::now();
                 self.guest = Some(Guest { session, connection, since, spoke: false, ran: false });

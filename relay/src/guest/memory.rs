@@ -241,6 +241,16 @@ impl GuestMemory {
         })
     }
 
+    /// The file that guest address `gpa` is in, and where in it.
+    pub(super) fn file_at(&self, gpa: u64) -> Option<(&File, u64)> {
+        self.regions.iter().find_map(|region| {
+            let d = region.description;
+            let offset = gpa.checked_sub(d.gpa).filter(|offset| *offset < d.size)?;
+            let file = region.mapping.region.file_offset()?;
+            Some((file.file(), d.offset + offset))
+        })
+    }
+
     /// All regions: guest address, size in bytes, where they are mapped; in the order of their addresses.
     pub(super) fn regions(&self) -> impl Iterator<Item = (u64, u64, NonNull<u8>)> {
         self.regions.iter().filter_map(|region| {

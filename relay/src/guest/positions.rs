@@ -1,20 +1,22 @@
-//! Ring positions that outlive the process: what a successor needs to go on where a daemon died.
+//! Positions of packed rings that outlive the process: what a successor needs to go on where a daemon died.
 //!
-//! A small file in tmpfs, mapped, with a slot for each ring of one relay. The worker writes its position there after each
-//! publish: one store, no system call. Who died by SIGKILL has left what it stored last.
+//! A split ring shows by its used index how far it is; a packed one does not. A small file in tmpfs, mapped, has a slot
+//! for each ring of one relay. The worker writes there how far it is with each used descriptor: a store, no system call.
+//! Who died by SIGKILL has left what it stored last.
 //!
 //! ```text
 //!   header   magic, version, number of slots                                    128 bytes
-//!   slot     state: 0 empty, 1 running │ position │ counters │ base             64 bytes, the worker's cache line
+//!   slot     state: 0 empty, 1 running │ progress │ first │ base                64 bytes, the worker's cache line
 //!            which ring it is about                                             64 bytes
+//!
+//!   progress, one word:  published ── used descriptors that the driver does not see yet ── written ── one more ── writing
 //! ```
 //!
 //! A slot is true at every instruction: its identity is complete before its state becomes 1, the state is 0 before the
-//! identity changes, and a position is one 64-bit word. The word holds two positions: the one that the driver has seen
-//! for certain, and the one that is being published. They differ only between [`RingPosition::intend`] and
-//! [`RingPosition::store`], and then a look at the ring tells which holds.
+//! identity changes, and the progress is one 64-bit word, stored before what it announces. A look at the ring tells
+//! whether that has happened.
 //!
-//! What is read from the file is a number to be checked against the ring, never more.
+//! What is read from the file are numbers to be checked against the ring, never more.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -28,12 +30,13 @@ use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 
 use super::sigbus;
+use crate::ring::position::Position;
 
 /// Rings that one file has slots for.
 pub const RINGS: usize = 64;
 
 const MAGIC: u64 = u64::from_ne_bytes(*b"vfwdring");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 128;
 /// Length of the file in bytes: header and slots, in whole pages of 4 KiB.
 const LENGTH: usize = (HEADER + RINGS * size_of::<Slot>()).next_multiple_of(4096);
@@ -45,12 +48,12 @@ const RUNNING: u64 = 1;
 #[repr(C, align(64))]
 struct Slot {
     state: AtomicU64,
-    /// Low half: published for certain. High half: being published.
-    position: AtomicU64,
-    chains: AtomicU64,
-    frames: AtomicU64,
+    /// [`Progress::word`].
+    progress: AtomicU64,
+    /// [`First::word`].
+    first: AtomicU64,
     base: AtomicU64,
-    unused: [AtomicU64; 3],
+    unused: [AtomicU64; 4],
     /// Words of a [`RingIdentity`].
     identity: [AtomicU64; 4],
     reserved: [AtomicU64; 4],
@@ -58,7 +61,7 @@ struct Slot {
 
 const _: () = assert!(size_of::<Slot>() == 128 && HEADER.is_multiple_of(align_of::<Slot>()));
 
-/// Which ring a position is about. A ring that lies elsewhere, or is of another kind, is another ring.
+/// Which packed ring a position is about. A ring that lies elsewhere, or has another size, is another ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingIdentity {
     /// Device of the memory file that the ring lies in (`st_dev`).
@@ -69,43 +72,82 @@ pub struct RingIdentity {
     pub offset: u64,
     /// Number of descriptors.
     pub size: u16,
-    /// Whether it is a packed ring.
-    pub packed: bool,
 }
 
 impl RingIdentity {
     /// The ring of `size` descriptors at `offset` of `file`.
-    pub fn new(file: &File, offset: u64, size: u16, packed: bool) -> io::Result<Self> {
+    pub fn new(file: &File, offset: u64, size: u16) -> io::Result<Self> {
         let found = file.metadata()?;
-        Ok(Self { device: found.dev(), inode: found.ino(), offset, size, packed })
+        Ok(Self { device: found.dev(), inode: found.ino(), offset, size })
     }
 
     fn words(&self) -> [u64; 4] {
-        [self.device, self.inode, self.offset, u64::from(self.size) | u64::from(self.packed) << 16]
+        [self.device, self.inode, self.offset, u64::from(self.size)]
+    }
+}
+
+/// How far the used descriptors of a ring are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The driver has seen all before this.
+    pub published: Position,
+    /// All before this are written, but the first, which is held back.
+    pub written: Position,
+    /// The one up to here is just being written; the same as `written` if none is.
+    pub writing: Position,
+}
+
+impl Progress {
+    fn at(position: Position) -> Self {
+        Self { published: position, written: position, writing: position }
     }
 
-    /// Whether a ring like this can be at `position`, in the format of `SET_VRING_BASE`: for a split ring any 16-bit
-    /// number; for a packed one two indices below its size, each with a wrap counter in bit 15.
-    fn can_be_at(&self, position: u32) -> bool {
-        let index = |half: u32| half & 0x7fff < u32::from(self.size);
-        if self.packed { index(position) && index(position >> 16) } else { position <= 0xffff }
+    fn word(self) -> u64 {
+        [self.published, self.written, self.writing]
+            .iter()
+            .enumerate()
+            .fold(0, |word, (n, position)| word | u64::from(position.bits()) << (16 * n))
+    }
+
+    fn of(word: u64) -> Self {
+        let position = |n: u32| Position::from_bits((word >> (16 * n)) as u16);
+        Self { published: position(0), written: position(1), writing: position(2) }
+    }
+
+    fn is_within(&self, size: u16) -> bool {
+        [self.published, self.written, self.writing].iter().all(|position| position.slot < size)
+    }
+}
+
+/// The used descriptor that is held back until its burst is published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct First {
+    /// Buffer id.
+    pub id: u16,
+    /// Bytes written.
+    pub len: u32,
+}
+
+impl First {
+    fn word(self) -> u64 {
+        u64::from(self.id) << 32 | u64::from(self.len)
+    }
+
+    fn of(word: u64) -> Self {
+        Self { id: (word >> 32) as u16, len: word as u32 }
     }
 }
 
 /// What is known of a ring whose daemon died while it ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Predecessor {
-    /// The last position that was published for certain.
-    pub position: u32,
-    /// A position that was just being published: it holds if the ring shows what lies between as used.
-    pub intended: Option<u32>,
+    /// How far it was.
+    pub progress: Progress,
+    /// The used descriptor that it held back, if it had written any.
+    pub first: First,
     /// What the front end gave as its base when the ring was started then. One that gives another now has learned more
     /// since, or the guest has begun anew.
     pub base: u32,
-    /// Chains that had been completed since that start.
-    pub chains: u64,
-    /// Frames that had been moved since that start.
-    pub frames: u64,
 }
 
 /// The file of one relay.
@@ -160,9 +202,9 @@ impl Positions {
 
     /// Takes the slot of ring `index`, which is started now. `base` is what the front end gave for it.
     ///
-    /// With a [`Predecessor`] the slot keeps the predecessor's position until the first store, so that dying in between
-    /// loses nothing; without one it begins at `base`. A handle from an earlier claim must not be used any more. Rings
-    /// from [`RINGS`] on have no slot: their handle does nothing.
+    /// With a [`Predecessor`] the slot keeps the predecessor's progress until the first store, so that dying in between
+    /// loses nothing. A handle from an earlier claim must not be used any more. Rings from [`RINGS`] on have no slot:
+    /// their handle does nothing.
     pub fn claim(
         &mut self,
         index: usize,
@@ -171,12 +213,12 @@ impl Positions {
     ) -> (RingPosition, Option<Predecessor>) {
         let Some(slot) = self.shared.slot(index) else { return (RingPosition::none(), None) };
         let predecessor = slot.predecessor(&identity);
-        match predecessor {
-            Some(_) => slot.base.store(u64::from(base), Ordering::Relaxed),
-            None => slot.begin(&identity, base),
+        if predecessor.is_none() {
+            slot.begin(&identity);
         }
-        let published = predecessor.map_or(base, |predecessor| predecessor.position);
-        (RingPosition { place: Some((Arc::clone(&self.shared), index)), published }, predecessor)
+        slot.base.store(u64::from(base), Ordering::Relaxed);
+        let progress = Progress::of(slot.progress.load(Ordering::Relaxed));
+        (RingPosition { place: Some((Arc::clone(&self.shared), index)), progress }, predecessor)
     }
 
     /// Ring `index` has been stopped in good order: its front end was told where it stands, or has gone.
@@ -194,85 +236,73 @@ impl Slot {
         }
         let same =
             self.identity.iter().zip(identity.words()).all(|(is, word)| is.load(Ordering::Relaxed) == word);
-        let word = self.position.load(Ordering::Relaxed);
-        let (position, intended) = (word as u32, (word >> 32) as u32);
-        let valid = identity.can_be_at(position) && identity.can_be_at(intended);
-        let base = self.base.load(Ordering::Relaxed) as u32;
-        (same && valid).then(|| Predecessor {
-            position,
-            intended: (intended != position).then_some(intended),
-            base,
-            chains: self.chains.load(Ordering::Relaxed),
-            frames: self.frames.load(Ordering::Relaxed),
+        let progress = Progress::of(self.progress.load(Ordering::Relaxed));
+        (same && progress.is_within(identity.size)).then(|| Predecessor {
+            progress,
+            first: First::of(self.first.load(Ordering::Relaxed)),
+            base: self.base.load(Ordering::Relaxed) as u32,
         })
     }
 
-    fn begin(&self, identity: &RingIdentity, base: u32) {
+    fn begin(&self, identity: &RingIdentity) {
         self.state.store(EMPTY, Ordering::Relaxed);
         // Empty before anything else changes.
         fence(Ordering::Release);
         for (slot, word) in self.identity.iter().zip(identity.words()) {
             slot.store(word, Ordering::Relaxed);
         }
-        self.position.store(both(base), Ordering::Relaxed);
-        self.base.store(u64::from(base), Ordering::Relaxed);
-        self.chains.store(0, Ordering::Relaxed);
-        self.frames.store(0, Ordering::Relaxed);
+        self.progress.store(Progress::at(Position::START).word(), Ordering::Relaxed);
         self.state.store(RUNNING, Ordering::Release);
     }
-}
-
-fn both(position: u32) -> u64 {
-    u64::from(position) << 32 | u64::from(position)
 }
 
 /// The position of one ring, for the worker that owns it.
 #[derive(Debug)]
 pub struct RingPosition {
     place: Option<(Arc<Shared>, usize)>,
-    published: u32,
+    progress: Progress,
 }
 
 impl RingPosition {
     /// One that is kept nowhere.
     pub fn none() -> Self {
-        Self { place: None, published: 0 }
+        Self { place: None, progress: Progress::at(Position::START) }
     }
 
+    /// A used descriptor is held back, the first of its burst, which takes the ring to `next`.
     #[inline]
-    fn slot(&self) -> Option<&Slot> {
-        self.place.as_ref().and_then(|(shared, index)| shared.slot(*index))
+    pub fn hold(&mut self, first: First, next: Position) {
+        if let Some((shared, index)) = &self.place
+            && let Some(slot) = shared.slot(*index)
+        {
+            slot.first.store(first.word(), Ordering::Relaxed);
+            // Told before it counts: no matter for another CPU, but for the compiler.
+            fence(Ordering::Release);
+            self.progress = Progress { written: next, writing: next, ..self.progress };
+            slot.progress.store(self.progress.word(), Ordering::Relaxed);
+        }
     }
 
-    /// Says, before it is published, where the ring will stand. Rings that show by themselves what was published need
-    /// not say so (a split ring has its used index).
+    /// A used descriptor that takes the ring to `next` is about to be written.
     #[inline]
-    pub fn intend(&mut self, position: u32) {
-        if let Some(slot) = self.slot() {
-            slot.position.store(u64::from(position) << 32 | u64::from(self.published), Ordering::Relaxed);
-            // Before the driver sees what is published: no matter for another CPU, but for the compiler.
+    pub fn write(&mut self, next: Position) {
+        if let Some((shared, index)) = &self.place
+            && let Some(slot) = shared.slot(*index)
+        {
+            self.progress = Progress { written: self.progress.writing, writing: next, ..self.progress };
+            slot.progress.store(self.progress.word(), Ordering::Relaxed);
             fence(Ordering::Release);
         }
     }
 
-    /// Says where the ring stands, in the format of `SET_VRING_BASE`; after it was published.
+    /// The driver sees all used descriptors before `position`.
     #[inline]
-    pub fn store(&mut self, position: u32) {
-        self.published = position;
-        if let Some(slot) = self.slot() {
-            slot.position.store(both(position), Ordering::Release);
-        }
-    }
-
-    /// Adds to the counters.
-    #[inline]
-    pub fn count(&mut self, chains: u64, frames: u64) {
-        if let Some(slot) = self.slot() {
-            // Only the ring's owner writes them.
-            for (counter, more) in [(&slot.chains, chains), (&slot.frames, frames)] {
-                let sum = counter.load(Ordering::Relaxed).wrapping_add(more);
-                counter.store(sum, Ordering::Relaxed);
-            }
+    pub fn publish(&mut self, position: Position) {
+        if let Some((shared, index)) = &self.place
+            && let Some(slot) = shared.slot(*index)
+        {
+            self.progress = Progress::at(position);
+            slot.progress.store(self.progress.word(), Ordering::Release);
         }
     }
 }

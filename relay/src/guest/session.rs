@@ -10,8 +10,8 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pmd::MacAddress;
 use thiserror::Error;
@@ -28,6 +28,7 @@ use super::iotlb_miss::{self, BackendChannel, MissReports};
 use super::memory::{GuestMemory, MAX_REGIONS, MemoryError};
 use super::message;
 use super::payload::{describe, memory_table, number, payload, ring_descriptor, ring_index, ring_state};
+use super::positions::{Positions, RingIdentity};
 use super::space::AddressSpace;
 use crate::lane::MOST_PAIRS;
 use crate::relay::{GuestStatus, Relay};
@@ -38,9 +39,9 @@ use crate::ring::{PackedRing, ReceiveRing, Ring, RingConfig, RingError, SplitRin
 /// Virtqueues: a receive queue (even) and a transmit queue (odd) for each queue pair.
 pub(super) const RINGS: usize = 2 * MOST_PAIRS;
 /// Longest frame without its Ethernet header and VLAN tag, in bytes: jumbo frames of 9702 bytes.
-const MAX_MTU: u64 = 9702 - 18;
+const MAX_MTU: u16 = 9702 - 18;
 /// Shortest MTU that virtio-net knows (virtio 1.3, 5.1.4.1).
-const MIN_MTU: u64 = 68;
+const MIN_MTU: u16 = 68;
 
 /// Why a message was not obeyed. The front end is told if it asked for replies; otherwise the connection ends.
 #[derive(Debug, Error)]
@@ -80,8 +81,13 @@ pub enum Refusal {
         size: u32,
     },
     /// An MTU that is not possible.
-    #[error("an MTU of {0} bytes: {MIN_MTU} to {MAX_MTU} are possible")]
-    Mtu(u64),
+    #[error("an MTU of {mtu} bytes: {MIN_MTU} to {most} are possible here")]
+    Mtu {
+        /// What was asked for.
+        mtu: u64,
+        /// What the relay is configured for, or any relay can do.
+        most: u16,
+    },
     /// A descriptor that is missing, or none that can be used.
     #[error("{0}")]
     Descriptor(String),
@@ -105,8 +111,8 @@ enum Answer {
 struct RingState {
     config: RingConfig,
     placed: bool,
-    /// Whether the front end said where the ring stands.
-    based: bool,
+    /// Where the front end believes that the ring stands, once that was said.
+    base: Option<u32>,
     started: bool,
     /// What `SET_VRING_ENABLE` said last, if anything.
     enabled: Option<bool>,
@@ -129,6 +135,10 @@ pub struct Session {
     /// What the rings see of all that.
     space: Arc<AddressSpace>,
     rings: Vec<RingState>,
+    /// Where it is kept how far the rings are.
+    positions: Option<Arc<Mutex<Positions>>>,
+    /// Largest MTU that the front end may set.
+    max_mtu: u16,
     /// Device status, as the driver set it (virtio 1.3, 2.1).
     status: u64,
     /// Where missing translations are asked for.
@@ -141,7 +151,12 @@ pub struct Session {
 
 impl Session {
     /// A session that has heard nothing yet.
-    pub fn new(relay: Arc<Relay>, options: &GuestOptions, peer: Option<i32>) -> std::io::Result<Self> {
+    pub fn new(
+        relay: Arc<Relay>,
+        options: &GuestOptions,
+        positions: Option<Arc<Mutex<Positions>>>,
+        peer: Option<i32>,
+    ) -> std::io::Result<Self> {
         let bell = iotlb_miss::wake()?;
         relay.set_guest(Some(GuestStatus { peer, features: 0, mtu: None }));
         Ok(Self {
@@ -153,6 +168,8 @@ impl Session {
             iotlb: Iotlb::default(),
             space: Arc::default(),
             rings: (0..RINGS).map(|_| RingState::default()).collect(),
+            positions,
+            max_mtu: options.mtu.unwrap_or(MAX_MTU).min(MAX_MTU),
             status: 0,
             channel: None,
             bell,
@@ -262,7 +279,7 @@ impl Session {
             }
             R::SET_VRING_BASE => {
                 let (index, base) = ring_state(message)?;
-                self.change(index, |ring| (ring.config.base, ring.based) = (base, true))?;
+                self.change(index, |ring| (ring.config.base, ring.base) = (base, Some(base)))?;
             }
             R::SET_VRING_ADDR => {
                 let address: VhostUserVringAddr = payload(message)?;
@@ -295,8 +312,10 @@ impl Session {
             R::GET_VRING_BASE => {
                 let (index, _) = ring_state(message)?;
                 self.stop_ring(index);
+                self.forget_position(index);
                 let ring = &mut self.rings[index];
                 (ring.started, ring.call, ring.kick) = (false, None, None);
+                ring.base = Some(ring.config.base);
                 return Ok(Answer::State(VhostUserVringState::new(index as u32, ring.config.base)));
             }
             R::RESET_OWNER | R::RESET_DEVICE => self.stop_all(true),
@@ -325,10 +344,9 @@ impl Session {
             }
             R::NET_SET_MTU => {
                 let mtu = number(message)?;
-                if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
-                    return Err(Refusal::Mtu(mtu));
-                }
-                self.relay.set_guest_mtu(mtu as u16);
+                let most = self.max_mtu;
+                let possible = u16::try_from(mtu).ok().filter(|mtu| (MIN_MTU..=most).contains(mtu));
+                self.relay.set_guest_mtu(possible.ok_or(Refusal::Mtu { mtu, most })?);
             }
             R::SET_BACKEND_REQ_FD => {
                 let without = || Refusal::Descriptor("no descriptor".to_owned());
@@ -429,6 +447,7 @@ impl Session {
             self.stop_ring(index);
             if reset {
                 self.rings[index] = RingState::default();
+                self.forget_position(index);
             }
         }
     }
@@ -447,8 +466,10 @@ impl Session {
         }
         ring.config.indirect = features.indirect();
         ring.config.event_idx = features.event_idx();
-        if features.packed() && !ring.based {
-            ring.config.base = PackedRing::START;
+        // A ring that was stopped meanwhile has another base than the front end knows.
+        if ring.base.is_none() {
+            let start = if features.packed() { PackedRing::START } else { 0 };
+            (ring.config.base, ring.base) = (start, Some(start));
         }
         let config = ring.config;
         if features.translated() && !self.ask_for_areas(&config) {
@@ -458,7 +479,7 @@ impl Session {
         let call = self.call(fd.as_ref())?;
         self.rings[index].call = fd;
         let ring = if features.packed() {
-            PackedRing::new(&config, &self.space, call).map(Ring::from)
+            PackedRing::new(&config, &self.space, call).map(|ring| Ring::from(self.resume(index, ring)))
         } else {
             SplitRing::new(&config, &self.space, call).map(Ring::from)
         };
@@ -477,6 +498,38 @@ impl Session {
             self.relay.attach_transmit(TransmitRing::new(ring, pair, features.transmit_rules()));
         }
         Ok(())
+    }
+
+    /// Has a packed ring go on where a daemon that died left it, if this is that ring, and keeps its position from now on.
+    /// A split ring says by itself how far it is.
+    fn resume(&self, index: usize, mut ring: PackedRing) -> PackedRing {
+        let Some(positions) = &self.positions else { return ring };
+        let Some((file, offset)) = self.memory.file_at(ring.guest_address()) else { return ring };
+        let identity = match RingIdentity::new(file, offset, ring.size()) {
+            Ok(identity) => identity,
+            Err(error) => {
+                tracing::warn!("relay {}: position of ring {index} is not kept: {error}", self.relay.id());
+                return ring;
+            }
+        };
+        let known = self.rings[index].base.unwrap_or_default();
+        let mut positions = positions.lock().unwrap_or_else(PoisonError::into_inner);
+        let (position, predecessor) = positions.claim(index, identity, known);
+        // A front end that gives another base than then has learned more since.
+        if let Some(predecessor) = predecessor.filter(|predecessor| predecessor.base == known)
+            && ring.recover(&predecessor, index.is_multiple_of(2))
+        {
+            tracing::info!("relay {}: ring {index} goes on where it was left, {ring}", self.relay.id());
+        }
+        ring.keep_position(position);
+        ring
+    }
+
+    /// Ring `index` has been stopped in good order.
+    fn forget_position(&self, index: usize) {
+        if let Some(positions) = &self.positions {
+            positions.lock().unwrap_or_else(PoisonError::into_inner).release(index);
+        }
     }
 
     /// Whether a ring's areas are translated; asks for those that are not.
@@ -499,7 +552,7 @@ impl Session {
         }
         self.rings[index].misses = None;
         if let Some(base) = self.relay.detach_ring(index) {
-            (self.rings[index].config.base, self.rings[index].based) = (base, true);
+            self.rings[index].config.base = base;
             tracing::debug!(relay = self.relay.id(), index, base, "ring stopped");
         }
     }
@@ -507,7 +560,8 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.stop_all(true);
+        // Not as in a reset: the front end may come back to rings of which it only knows where they were at first.
+        self.stop_all(false);
         self.relay.set_guest(None);
     }
 }

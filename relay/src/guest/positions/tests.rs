@@ -8,7 +8,11 @@ use std::time::Duration;
 
 use super::*;
 
-const RING: RingIdentity = RingIdentity { device: 1, inode: 2, offset: 0x3000, size: 256, packed: false };
+const RING: RingIdentity = RingIdentity { device: 1, inode: 2, offset: 0x3000, size: 256 };
+
+fn at(slot: u16) -> Position {
+    Position { slot, wrap: true }
+}
 
 fn scene() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
@@ -22,23 +26,28 @@ fn a_ring_that_ran_when_its_daemon_died_is_found_where_it_stood() {
     let mut positions = Positions::open(&path).unwrap();
     let (mut ring, nothing) = positions.claim(3, RING, 7);
     assert_eq!(nothing, None);
-    ring.store(9);
-    ring.count(2, 1);
-    ring.count(3, 3);
+    ring.publish(at(9));
     drop((ring, positions));
     assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
 
-    let mut positions = Positions::open(&path).unwrap();
-    let (ring, found) = positions.claim(3, RING, 8);
-    let expected = Predecessor { position: 9, intended: None, base: 7, chains: 5, frames: 4 };
-    assert_eq!(found, Some(expected));
-    drop((ring, positions));
-    let (mut ring, found) = Positions::open(&path).unwrap().claim(3, RING, 8);
-    assert_eq!(found, Some(Predecessor { base: 8, ..expected }), "this one stored nothing");
-    ring.intend(12);
-    drop(ring);
-    let (_, found) = Positions::open(&path).unwrap().claim(3, RING, 8);
-    assert_eq!(found.map(|found| (found.position, found.intended)), Some((9, Some(12))));
+    let then = |act: fn(&mut RingPosition)| {
+        let (mut ring, found) = Positions::open(&path).unwrap().claim(3, RING, 8);
+        act(&mut ring);
+        found.unwrap()
+    };
+    const FIRST: First = First { id: 5, len: 1514 };
+    let published = Progress::at(at(9));
+    let found = then(|_| {});
+    assert_eq!((found.progress, found.base), (published, 7));
+    let found = then(|ring| ring.hold(FIRST, at(11)));
+    assert_eq!((found.progress, found.base), (published, 8), "the one before stored nothing");
+    let held = Progress { written: at(11), writing: at(11), ..published };
+    let found = then(|ring| ring.write(at(12)));
+    assert_eq!((found.progress, found.first), (held, FIRST));
+    assert_eq!(then(|ring| ring.write(at(13))).progress, Progress { writing: at(12), ..held });
+    let found = then(|ring| ring.publish(at(13)));
+    assert_eq!(found.progress, Progress { written: at(12), writing: at(13), ..held });
+    assert_eq!(then(|_| {}).progress, Progress::at(at(13)));
 }
 
 #[test]
@@ -50,7 +59,6 @@ fn a_ring_that_was_stopped_or_is_another_has_no_predecessor() {
         RingIdentity { inode: 9, ..RING },
         RingIdentity { offset: 9, ..RING },
         RingIdentity { size: 512, ..RING },
-        RingIdentity { packed: true, ..RING },
     ] {
         positions.claim(0, RING, 5);
         assert!(positions.claim(0, RING, 5).1.is_some());
@@ -63,29 +71,20 @@ fn a_ring_that_was_stopped_or_is_another_has_no_predecessor() {
     assert_eq!(positions.claim(0, RING, 1).1, None);
     let (mut ring, nothing) = positions.claim(RINGS, RING, 1);
     assert_eq!(nothing, None);
-    ring.store(2);
+    ring.publish(at(2));
     positions.release(RINGS);
-    RingPosition::none().store(1);
+    RingPosition::none().publish(at(1));
 }
 
 #[test]
 fn a_position_that_the_ring_cannot_have_is_none() {
     let (_directory, path) = scene();
     let mut positions = Positions::open(&path).unwrap();
-    let packed = RingIdentity { packed: true, size: 0x100, ..RING };
-    for (identity, position, good) in [
-        (RING, 0xffff, true),
-        (RING, 0x1_0000, false),
-        (packed, 0x80ff_80ff, true),
-        (packed, 0x80ff_8100, false),
-        (packed, 0x8100_80ff, false),
-    ] {
-        positions.claim(0, identity, 0).0.store(position);
-        assert_eq!(positions.claim(0, identity, 0).1.is_some(), good, "{position:#x}");
-        let (mut ring, _) = positions.claim(0, identity, 0);
-        ring.store(0);
-        ring.intend(position);
-        assert_eq!(positions.claim(0, identity, 0).1.is_some(), good, "{position:#x} intended");
+    for (slot, good) in [(0, true), (255, true), (256, false), (0x7fff, false)] {
+        positions.claim(0, RING, 0).0.publish(at(slot));
+        assert_eq!(positions.claim(0, RING, 0).1.is_some(), good, "{slot}");
+        positions.claim(0, RING, 0).0.write(at(slot));
+        assert_eq!(positions.claim(0, RING, 0).1.is_some(), good, "{slot} being written");
         positions.release(0);
     }
 }
@@ -96,7 +95,7 @@ fn what_is_no_file_of_ours_is_replaced() {
     let fresh = |what: &str| {
         let mut positions = Positions::open(&path).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(positions.claim(0, RING, 0).1, None, "{what}");
-        positions.claim(0, RING, 0).0.store(4);
+        positions.claim(0, RING, 0).0.publish(at(4));
         drop(positions);
         assert!(Positions::open(&path).unwrap().claim(0, RING, 0).1.is_some(), "after {what}");
     };
@@ -104,7 +103,7 @@ fn what_is_no_file_of_ours_is_replaced() {
     std::fs::write(&path, "short").unwrap();
     fresh("a short file");
     let good = || OpenOptions::new().write(true).open(&path).unwrap();
-    good().write_all_at(&2u32.to_ne_bytes(), 8).unwrap();
+    good().write_all_at(&1u32.to_ne_bytes(), 8).unwrap();
     fresh("another version");
     good().set_len(2 * LENGTH as u64).unwrap();
     fresh("a long file");
@@ -150,10 +149,10 @@ fn the_child_that_is_killed() {
         let (mut handle, found) = positions.claim(0, ring(k), k as u32);
         assert_eq!(found, None);
         for n in 0..50 {
-            let position = (2 * n + k) as u32;
-            handle.intend(position);
-            handle.store(position);
-            handle.count(1, 1);
+            let slot = (2 * n + k) as u16;
+            handle.hold(First { id: slot, len: u32::from(slot) }, at(slot));
+            handle.write(at(slot));
+            handle.publish(at(slot));
         }
         if round % 3 == 0 {
             positions.release(0);
@@ -183,9 +182,12 @@ fn wherever_the_daemon_is_killed_its_file_tells_the_truth() {
         for (k, found) in (0..).zip(&found) {
             let Some(found) = found else { continue };
             found_running += 1;
-            assert_eq!((found.position % 2, found.intended.unwrap_or(k) % 2, found.base), (k, k, k));
-            let one_step = [found.position + 2, k];
-            assert!(found.intended.is_none_or(|next| one_step.contains(&next)), "{found:?}");
+            let Progress { published, written, writing } = found.progress;
+            // A slot that was just claimed is at the beginning, whichever ring it is.
+            let odd = [published, written, writing].map(|position| u32::from(position.slot) % 2);
+            assert!(published == Position::START || odd == [k; 3], "{found:?}");
+            assert_eq!(found.base, k);
+            assert!(writing.slot.abs_diff(published.slot) <= 2 || writing.slot <= 1, "{found:?}");
         }
         positions.release(0);
     }

@@ -16,19 +16,19 @@ use crate::ring::operations::{Model, Operation, TestDriver, operations};
 const GPA: u64 = 0x10_0000;
 const RAM: u64 = 2 << 20;
 /// Buffers of the tests are from here on; rings and tables are below.
-const BUFFERS: u64 = GPA + (1 << 20);
+pub(super) const BUFFERS: u64 = GPA + (1 << 20);
 const TABLES: u64 = GPA + 0x9_0000;
 const OUTSIDE: u64 = GPA + RAM;
 
-struct Guest {
-    ram: GuestRam,
-    ring: PackedDriver,
-    space: Arc<AddressSpace>,
+pub(super) struct Guest {
+    pub(super) ram: GuestRam,
+    pub(super) ring: PackedDriver,
+    pub(super) space: Arc<AddressSpace>,
     event_idx: bool,
 }
 
 impl Guest {
-    fn new(size: u16) -> Self {
+    pub(super) fn new(size: u16) -> Self {
         let mut ram = GuestRam::new(GPA, RAM).unwrap();
         let ring = PackedDriver::new(&mut ram, size).unwrap();
         let region = RegionDescription { gpa: GPA, size: RAM, user: ram.user(), offset: 0 };
@@ -37,7 +37,7 @@ impl Guest {
         Self { ram, ring, space, event_idx: false }
     }
 
-    fn config(&self) -> RingConfig {
+    pub(super) fn config(&self) -> RingConfig {
         RingConfig {
             size: self.ring.size,
             descriptors: self.ram.user_of(self.ring.descriptors),
@@ -60,7 +60,7 @@ impl Guest {
         self.ring.publish(&self.ram);
     }
 
-    fn popped(&mut self) -> Vec<(u16, u32)> {
+    pub(super) fn popped(&mut self) -> Vec<(u16, u32)> {
         std::iter::from_fn(|| self.ring.pop(&self.ram)).collect()
     }
 
@@ -73,7 +73,7 @@ impl Guest {
     }
 }
 
-fn descriptor(addr: u64, len: u32, flags: u16) -> PackedDescriptor {
+pub(super) fn descriptor(addr: u64, len: u32, flags: u16) -> PackedDescriptor {
     PackedDescriptor { addr, len, id: 0xdead, flags }
 }
 
