@@ -17,5 +17,5 @@
 . "$(dirname "$0")/../lib/forwarder.sh"
 . "$(dirname "$0")/../lib/matrix.sh"
 
-# shellcheck disable=SC2046 # a list of names
-matrix $(announced "$0")
+# shellcheck disable=SC2046,SC2086 # a list of names
+matrix ${CELLS:-$(announced "$0")}

@@ -43,7 +43,7 @@ vm() {
 # the VM has no room it waits.
 back_end() {
     printf 'set burst tx delay 1 retry 10000000\nset fwd io retry\n' > "$OUT/$1.commands"
-    testpmd "$1" "$2" "net_vhost0,iface=$3,queues=${4:-1}${5:+,$5}" --forward-mode=io --port-topology=loop --auto-start \
+    TESTPMD_MBUFS=16384 testpmd "$1" "$2" "net_vhost0,iface=$3,queues=${4:-1}${5:+,$5}" --forward-mode=io --port-topology=loop --auto-start \
         --cmdline-file="$OUT/$1.commands" --rxq="${4:-1}" --txq="${4:-1}" --disable-link-check
 }
 
@@ -62,12 +62,15 @@ numbered_vm() {
     told[$name]=$fd
     # shellcheck disable=SC2016 # the inner shell expands these
     local TESTPMD_UNDER=(${TESTPMD_UNDER[@]+"${TESTPMD_UNDER[@]}"} bash -c 'exec "${@:2}" 0<> "$1"' bash "$commands")
-    local TESTPMD_EAL=(--log-level='pmd.net.virtio.*:debug' --force-max-simd-bitwidth=512) TESTPMD_MBUFS=32768
+    local TESTPMD_EAL=(--log-level=pmd.net.virtio.init:debug --force-max-simd-bitwidth=512) TESTPMD_MBUFS=32768
     # Without --no-flush-rx testpmd empties all receive queues before it starts: the file would be read for nothing.
     testpmd "$name" "${VM_CPU:-0}" \
         "net_virtio_user0,path=$socket,queues=$queues,queue_size=1024,mac=52:54:00:00:00:10,$properties net_pcap0$files" \
-        --interactive --no-flush-rx --disable-link-check --rxq="$queues" --txq="$queues" --txd=256 --rxd=1024 "$@"
-    tell "$name" 'set burst tx delay 1 retry 10000000' 'set fwd io retry' start
+        --interactive --disable-device-start --no-flush-rx --disable-link-check --rxq="$queues" --txq="$queues" --txd=256 --rxd=1024 "$@"
+    # Long frames are chains of buffers both ways. Not with --rx-offloads: net_pcap would refuse that.
+    [[ " $* " != *" --max-pkt-len"* ]] ||
+        tell "$name" 'port config 0 rx_offload scatter on' 'port config 0 tx_offload multi_segs on'
+    tell "$name" 'port start all' 'set burst tx delay 1 retry 10000000' 'set fwd io retry' start
 }
 
 # tell NAME COMMAND...: commands for a testpmd that listens to them
@@ -93,7 +96,8 @@ quits() {
     tell "$1" quit
     within 10 gone "$1" || true
     stop "$1" > /dev/null
-    exec {told[$1]}>&-
+    local fd=${told[$1]}
+    exec {fd}>&-
     [ "$STATUS" = 0 ] || { echo "$1 ended with status $STATUS: $(tail -3 "$OUT/$1.log" | paste -sd '|')"; return 1; }
 }
 
