@@ -40,11 +40,11 @@ vm() {
 }
 
 # back_end NAME CPU SOCKET [QUEUES [PROPERTIES]]: testpmd serves SOCKET and sends every frame back. It loses none: where
-# the VM has no room it waits.
+# the VM has no room it waits, and what is in the VM's rings when it starts it does not throw away.
 back_end() {
     printf 'set burst tx delay 1 retry 10000000\nset fwd io retry\n' > "$OUT/$1.commands"
     TESTPMD_MBUFS=16384 testpmd "$1" "$2" "net_vhost0,iface=$3,queues=${4:-1}${5:+,$5}" --forward-mode=io --port-topology=loop --auto-start \
-        --cmdline-file="$OUT/$1.commands" --rxq="${4:-1}" --txq="${4:-1}" --disable-link-check
+        --cmdline-file="$OUT/$1.commands" --no-flush-rx --rxq="${4:-1}" --txq="${4:-1}" --disable-link-check
 }
 
 # numbered_vm NAME SOCKET QUEUES PROPERTIES IN OUT [TESTPMD ARGUMENT...]: a VM that sends the frames of the pcap files
@@ -57,11 +57,12 @@ numbered_vm() {
     shift 6
     for ((queue = 0; queue < queues; queue++)); do files+=,rx_pcap=$in.$queue,tx_pcap=$out.$queue; done
     rm -f "$commands"
+    [[ $properties != *server=1* ]] || rm -f "$socket" # it does not take the place of a dead one's
     mkfifo "$commands"
     exec {fd}<> "$commands"
     told[$name]=$fd
     # shellcheck disable=SC2016 # the inner shell expands these
-    local TESTPMD_UNDER=(${TESTPMD_UNDER[@]+"${TESTPMD_UNDER[@]}"} bash -c 'exec "${@:2}" 0<> "$1"' bash "$commands")
+    local TESTPMD_UNDER=(${TESTPMD_UNDER[@]+"${TESTPMD_UNDER[@]}"} bash -c 'exec stdbuf -oL "${@:2}" 0<> "$1"' bash "$commands")
     local TESTPMD_EAL=(--log-level=pmd.net.virtio.init:debug --force-max-simd-bitwidth=512) TESTPMD_MBUFS=32768
     # Without --no-flush-rx testpmd empties all receive queues before it starts: the file would be read for nothing.
     testpmd "$name" "${VM_CPU:-0}" \
@@ -91,6 +92,9 @@ counted_back() {
     done
 }
 
+# has_nic NAME: its virtio_user came up. Without it testpmd goes on, and sends all frames back by itself.
+has_nic() { says "$1" 'ports=2 ' || { echo "$1 has no NIC: $(grep -m1 virtio_user_dev_init "$OUT/$1.log")"; return 1; }; }
+
 # quits NAME: it is told to end in good order, and does
 quits() {
     tell "$1" quit
@@ -99,6 +103,7 @@ quits() {
     local fd=${told[$1]}
     exec {fd}>&-
     [ "$STATUS" = 0 ] || { echo "$1 ended with status $STATUS: $(tail -3 "$OUT/$1.log" | paste -sd '|')"; return 1; }
+    has_nic "$1"
 }
 
 # received NAME: frames that testpmd has received until its last report
