@@ -1,7 +1,7 @@
 # shellcheck shell=bash source-path=SCRIPTDIR
 # The VM (DPDK's virtio_user) or the back end is killed with SIGKILL under traffic, a loopback behind the socket; with
 # either side as the server of the socket. The names of the checks say WHO.RING.QUEUES.SIDE: who is killed, which side the
-# back end is. Each is done $KILLS times; then numbered frames must come back unharmed.
+# back end is. Each is done three times; then numbered frames must come back unharmed.
 #
 # Where the VM is the server it lives through the death of the back end, and goes on when that is back: its frames are
 # numbered throughout, and those lost or repeated are counted. Elsewhere virtio_user cannot go on by itself, and a new VM
@@ -16,7 +16,7 @@
 . "$(dirname "$0")/../lib/forwarder.sh"
 . "$(dirname "$0")/../lib/matrix.sh"
 
-KILLS=${KILLS:-3}
+KILLS=3
 FLOW=1000000 # frames of 60 bytes: a second or two
 LIMIT=20    # seconds for traffic to return. A start of DPDK takes one on a quiet machine, a reconnection of it another.
 
@@ -74,8 +74,19 @@ kill_server() {
     note "$KILLS times, longest time from the start of a VM to its traffic: $longest ms"
 }
 
-# The VM goes on. It resets a packed ring when it is connected again, and with it all frames under way are lost.
+# The VM goes on. It resets a packed ring when it is connected again, and with it all frames under way are lost. Before
+# that it gives its own data path 1 ms to end (virtio_user_reset_queues_packed), which on a busy machine is too little: it
+# has been seen to wreck its ring, with testpmd as the back end, too. So there, and only there, a second try is allowed.
 kill_client() {
+    kill_client_once "$@" && return
+    [ "$2" = packed ] || return 1
+    echo "once more after: $(tail -1 "$scratch")"
+    stop "$1" KILL
+    running back_end.client || serves client
+    kill_client_once "$@"
+}
+
+kill_client_once() {
     local name=$1 i longest=0 before killed limit=$((KILLS * 64)) queue ins="" outs=()
     [ "$2" = split ] || limit=$((KILLS * $3 * 1280))
     for ((queue = 0; queue < $3; queue++)); do
@@ -100,6 +111,12 @@ kill_client() {
     note "$KILLS times, longest time without traffic $longest ms; $(sed -n 's/^# //p' "$scratch" | tail -1)"
 }
 
+# rounds COMMAND...: as often as was asked for; the name of a check (the second word) gets a number
+rounds() {
+    local round
+    for ((round = 1; round <= ${ROUNDS:-1}; round++)); do "$1" "$2.$round" "${@:3}" || return 1; done
+}
+
 for queues in 1 4; do
     flow=() few=()
     for ((queue = 0; queue < queues; queue++)); do
@@ -114,8 +131,8 @@ for side in server client; do
         IFS=. read -r who ring queues its_side <<< "$name"
         [ "$its_side" = $side ] || continue
         case $who in
-            vm) check "$name" kill_vm "$name" "$ring" "$queues" $side;;
-            back_end) check "$name" kill_$side "$name" "$ring" "$queues";;
+            vm) check "$name" rounds kill_vm "$name" "$ring" "$queues" $side;;
+            back_end) check "$name" rounds kill_$side "$name" "$ring" "$queues";;
         esac
         running "back_end.$side" || serves $side
     done
