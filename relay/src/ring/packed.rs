@@ -357,7 +357,7 @@ impl PackedRing {
     }
 
     /// Visits the buffers of an indirect table: all entries in their order, whose flags mean nothing but [`WRITE`]
-    /// (2.8.7).
+    /// (2.8.7), and that only where the device is to write.
     fn visit_table(
         &mut self,
         table: PackedDescriptor,
@@ -371,7 +371,12 @@ impl PackedRing {
         for index in 0..entries {
             self.visited = self.visited.saturating_add(1);
             let (addr, rest) = table_entry(&mut self.memory, table.addr, index)?;
-            PackedDescriptor::from_halves(addr, rest).buffer().visit(&mut self.memory, access, visit)?;
+            let mut entry = PackedDescriptor::from_halves(addr, rest);
+            if access == Access::Read {
+                // DPDK's driver leaves it set in the tables of its transmit queue. To read such a buffer harms nobody.
+                entry.flags &= !WRITE;
+            }
+            entry.buffer().visit(&mut self.memory, access, visit)?;
         }
         Ok(())
     }
