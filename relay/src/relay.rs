@@ -281,8 +281,11 @@ impl Relay {
     fn attach(&self, index: usize, put: impl FnOnce(&mut Ends)) {
         let mut state = self.lock();
         self.rebuild(&mut state, Borrowed::Keep, put);
-        state.running |= 1 << index;
-        state.guest_changed();
+        let bit = 1 << index;
+        if state.running & bit == 0 {
+            state.running |= bit;
+            state.guest_changed();
+        }
     }
 
     /// Takes a ring of the guest away, by the index of its virtqueue (even: receive, odd: transmit). When this returns,
@@ -290,21 +293,31 @@ impl Relay {
     /// aborting a queue takes. Returns where the ring stands; `None` when it did not run.
     pub fn detach_ring(&self, index: usize) -> Option<u32> {
         let mut state = self.lock();
+        let base = self.take_ring(&mut state, index);
+        state.running &= !(1 << index);
+        state.guest_changed();
+        base
+    }
+
+    /// As [`detach_ring`](Self::detach_ring), for a ring that will be back in a moment: the device goes on meanwhile.
+    pub fn suspend_ring(&self, index: usize) -> Option<u32> {
+        self.take_ring(&mut self.lock(), index)
+    }
+
+    fn take_ring(&self, state: &mut State, index: usize) -> Option<u32> {
         let pair = index / 2;
         let receives = index.is_multiple_of(2);
         let borrowed = if receives { Borrowed::Keep } else { Borrowed::TakeBack };
-        let base = self.rebuild(&mut state, borrowed, |ends| {
+        let base = self.rebuild(state, borrowed, |ends| {
             if receives {
                 ends.guest_receive.get_mut(pair)?.take().map(|mut ring| ring.ring().finish())
             } else {
                 ends.guest_transmit.get_mut(pair)?.take().map(|mut ring| ring.ring().finish())
             }
         });
-        state.running &= !(1 << index);
         if std::mem::take(&mut state.queue_is_dead) {
             state.tell_device(|| ToDevice::Restart);
         }
-        state.guest_changed();
         base
     }
 

@@ -8,6 +8,7 @@
 //! A ring that has all four is built and handed to the relay. Whatever takes one away first takes the ring back from
 //! the relay, whole: no worker uses it any more and no device holds its buffers when the reply goes out.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use vm_memory::ByteValued;
 use super::connection::Message;
 use super::dirty_log::{DirtyLog, LogError};
 use super::features::{Features, GuestOptions, protocol};
-use super::iotlb::{Change, Iotlb, IotlbError};
+use super::iotlb::{Change, Iotlb, IotlbError, Permission};
 use super::iotlb_miss::{self, BackendChannel, MissReports};
 use super::memory::{GuestMemory, MAX_REGIONS, MemoryError};
 use super::message;
@@ -117,6 +118,8 @@ struct RingState {
     /// What `SET_VRING_ENABLE` said last, if anything.
     enabled: Option<bool>,
     running: bool,
+    /// It would run, but for a translation of its own areas that is missing.
+    suspended: bool,
     call: Option<OwnedFd>,
     kick: Option<OwnedFd>,
     /// Addresses that the running ring has no translation for.
@@ -143,6 +146,8 @@ pub struct Session {
     status: u64,
     /// Where missing translations are asked for.
     channel: Option<BackendChannel>,
+    /// Translations of rings' own areas that were asked for since some were removed.
+    asked: BTreeSet<u64>,
     /// Rings ring it when they miss a translation.
     bell: Arc<OwnedFd>,
     /// Whether a write to a call descriptor had to be ended, for each that was handed to a ring.
@@ -172,6 +177,7 @@ impl Session {
             max_mtu: options.mtu.unwrap_or(MAX_MTU).min(MAX_MTU),
             status: 0,
             channel: None,
+            asked: BTreeSet::new(),
             bell,
             dead_calls: Vec::new(),
         })
@@ -313,8 +319,9 @@ impl Session {
                 let (index, _) = ring_state(message)?;
                 self.stop_ring(index);
                 self.forget_position(index);
+                // The call descriptor stays: a front end that resets one ring does not send it again.
                 let ring = &mut self.rings[index];
-                (ring.started, ring.call, ring.kick) = (false, None, None);
+                (ring.started, ring.kick) = (false, None);
                 ring.base = Some(ring.config.base);
                 return Ok(Answer::State(VhostUserVringState::new(index as u32, ring.config.base)));
             }
@@ -353,6 +360,8 @@ impl Session {
                 let fd = message.descriptors.pop().ok_or_else(without)?;
                 let bad = |cause| Refusal::Descriptor(format!("back-end channel: {cause}"));
                 self.channel = Some(BackendChannel::new(fd).map_err(bad)?);
+                self.asked.clear();
+                self.start_all()?;
             }
             R::IOTLB_MSG => {
                 let change = self.iotlb.apply(&message.payload)?;
@@ -403,10 +412,14 @@ impl Session {
     fn renew_space(&mut self, removed: bool) -> Result<(), Refusal> {
         self.space = Arc::new(self.make_space());
         if removed {
+            self.asked.clear();
             for index in 0..RINGS {
                 let ring = &self.rings[index];
                 if ring.running && !self.is_in_place(&ring.config) {
-                    self.stop_ring(index);
+                    let base = self.relay.suspend_ring(index);
+                    let ring = &mut self.rings[index];
+                    (ring.running, ring.suspended, ring.misses) = (false, true, None);
+                    ring.config.base = base.unwrap_or(ring.config.base);
                 }
             }
         }
@@ -489,7 +502,7 @@ impl Session {
             ring.report_misses(reporter);
             self.rings[index].misses = Some(reports);
         }
-        self.rings[index].running = true;
+        (self.rings[index].running, self.rings[index].suspended) = (true, false);
         tracing::debug!(relay = self.relay.id(), index, size = config.size, "ring started");
         let pair = (index / 2) as u8;
         if index.is_multiple_of(2) {
@@ -532,25 +545,29 @@ impl Session {
         }
     }
 
-    /// Whether a ring's areas are translated; asks for those that are not.
+    /// Whether a ring's areas are translated; asks for those that are not, once.
     fn ask_for_areas(&mut self, config: &RingConfig) -> bool {
         let mut there = true;
         for (address, len) in config.areas(self.features.packed()) {
-            if let Some(missing) = self.space.first_missing(address, len) {
-                there = false;
-                if let Some(channel) = &mut self.channel {
-                    let _ = channel.send_miss(missing, super::iotlb::Permission::ReadWrite);
-                }
+            let Some(missing) = self.space.first_missing(address, len) else { continue };
+            there = false;
+            if let Some(channel) = &mut self.channel
+                && !self.asked.contains(&missing)
+                && channel.send_miss(missing, Permission::ReadWrite).unwrap_or(false)
+            {
+                self.asked.insert(missing);
             }
         }
         there
     }
 
     fn stop_ring(&mut self, index: usize) {
-        if !std::mem::take(&mut self.rings[index].running) {
+        let ring = &mut self.rings[index];
+        let (running, suspended) = (std::mem::take(&mut ring.running), std::mem::take(&mut ring.suspended));
+        if !running && !suspended {
             return;
         }
-        self.rings[index].misses = None;
+        ring.misses = None;
         if let Some(base) = self.relay.detach_ring(index) {
             self.rings[index].config.base = base;
             tracing::debug!(relay = self.relay.id(), index, base, "ring stopped");
