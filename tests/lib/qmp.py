@@ -2,7 +2,7 @@
 """Talks to QEMU's monitor (QMP).
 
     qmp.py SOCKET COMMAND [JSON-ARGUMENTS]   runs one command and prints what it returns
-    qmp.py SOCKET migrate URI SECONDS        migrates to URI and waits until that has ended: prints status and downtime
+    qmp.py SOCKET move URI SECONDS           migrates to URI and waits until that is done: prints how long it took
 """
 import json
 import socket
@@ -55,7 +55,7 @@ def migrate(monitor, uri, seconds):
 
 
 monitor = Monitor(sys.argv[1])
-if sys.argv[2] == "migrate":
+if sys.argv[2] == "move":
     migrate(monitor, sys.argv[3], float(sys.argv[4]))
 else:
     print(json.dumps(monitor.run(sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else None)))
