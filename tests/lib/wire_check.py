@@ -13,7 +13,7 @@ import sys
 
 SO_RCVBUFFORCE = 33
 SOL_PACKET, PACKET_STATISTICS = 263, 6
-IP4, IP6, VLAN = b"\x08\x00", b"\x86\xdd", b"\x81\x00"
+IP4, IP6, VLAN, RARP = b"\x08\x00", b"\x86\xdd", b"\x81\x00", b"\x80\x35"
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6"}
 
 
@@ -46,6 +46,7 @@ def fault(frame, seen):
         addresses, payload = frame[at + 8 : at + 40], frame[at + 40 : at + 40 + size]
         seen["ip6"] += 1
     else:
+        seen["rarp"] += kind == RARP
         return None
     name = PROTOCOLS.get(protocol)
     if name is None:
