@@ -3,8 +3,7 @@
 use pmd::Capabilities;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::virtio_config::{
-    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET,
-    VIRTIO_F_VERSION_1,
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
@@ -36,13 +35,15 @@ impl Default for GuestOptions {
 }
 
 /// Offered to every guest.
+///
+/// Not `VIRTIO_F_RING_RESET`: a ring can be reset here (`GET_VRING_BASE`, new addresses), but QEMU (10) does not tell
+/// vhost-user back ends when a guest does, and the guest's ring would stand still for ever.
 const ALWAYS: &[u32] = &[
     VIRTIO_F_VERSION_1,
     VIRTIO_RING_F_INDIRECT_DESC,
     VIRTIO_RING_F_EVENT_IDX,
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_RING_PACKED,
-    VIRTIO_F_RING_RESET,
     VIRTIO_F_ACCESS_PLATFORM,
     VIRTIO_NET_F_MQ,
     VIRTIO_NET_F_MTU,
