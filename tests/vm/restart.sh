@@ -29,6 +29,7 @@ serves() {
         [ "$1" = server ] || client=(",client=1")
         mkdir -p "$VHOST_DIR"
         [ "$1" = client ] || rm -f "$(socket 0)" # net_vhost does not take the place of a dead one's
+        local TESTPMD_MBUFS=16384 # net_tap alone keeps thousands with four queues
         testpmd daemon "$FORWARDER_CPUS" "net_vhost0,iface=$(socket 0),queues=$2${client[*]} net_tap0,iface=vm0" \
             --forward-mode=io --auto-start --rxq="$2" --txq="$2" --disable-link-check --no-flush-rx
         within 20 says daemon 'packet forwarding - ports=2' || return 1
