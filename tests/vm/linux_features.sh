@@ -38,9 +38,12 @@ serves() {
         stop daemon > /dev/null
         mkdir -p "$VHOST_DIR"
         local TESTPMD_MBUFS=4096
+        # A translation that net_vhost does not have yet is a failed transmission: without `retry` the frame is gone.
+        printf 'set burst tx delay 1 retry 100000\nset fwd io retry\n' > "$OUT/commands"
         testpmd daemon "$FORWARDER_CPUS" "net_vhost0,iface=$(socket 0),queues=$1,iommu-support=1 net_tap0,iface=vm0" \
-            --forward-mode=io --auto-start --rxq="$1" --txq="$1" --disable-link-check --mbuf-size=4096
-        within 20 says daemon 'packet forwarding - ports=2'
+            --forward-mode=io --auto-start --rxq="$1" --txq="$1" --disable-link-check --mbuf-size=4096 \
+            --cmdline-file="$OUT/commands"
+        within 20 says daemon 'packet forwarding.* - ports=2'
     fi
     daemon=${pids[daemon]}
     join vm0 $mtu
