@@ -18,7 +18,7 @@ testpmd() {
     read -ra devices <<< "$3"
     shift 3
     spawn "$name" ${TESTPMD_UNDER[@]+"${TESTPMD_UNDER[@]}"} "$TESTPMD" --lcores "0@$cpu,1@$cpu" --no-huge \
-        -m $((48 + TESTPMD_MBUFS / 256)) --no-pci --no-telemetry --file-prefix "$name$$" "${devices[@]/#/--vdev=}" \
+        -m $((56 + TESTPMD_MBUFS / 256)) --no-pci --no-telemetry --file-prefix "$name$$" "${devices[@]/#/--vdev=}" \
         ${TESTPMD_EAL[@]+"${TESTPMD_EAL[@]}"} \
         -- --total-num-mbufs="$TESTPMD_MBUFS" --no-mlockall --stats-period 1 "$@"
 }
@@ -43,8 +43,9 @@ vm() {
 # the VM has no room it waits, and what is in the VM's rings when it starts it does not throw away.
 back_end() {
     printf 'set burst tx delay 1 retry 10000000\nset fwd io retry\n' > "$OUT/$1.commands"
-    TESTPMD_MBUFS=16384 testpmd "$1" "$2" "net_vhost0,iface=$3,queues=${4:-1}${5:+,$5}" --forward-mode=io --port-topology=loop --auto-start \
-        --cmdline-file="$OUT/$1.commands" --no-flush-rx --rxq="${4:-1}" --txq="${4:-1}" --disable-link-check
+    TESTPMD_MBUFS=16384 testpmd "$1" "$2" "net_vhost0,iface=$3,queues=${4:-1}${5:+,$5}" --forward-mode=io \
+        --port-topology=loop --auto-start --cmdline-file="$OUT/$1.commands" --no-flush-rx --disable-link-check \
+        --rxq="${4:-1}" --txq="${4:-1}"
 }
 
 # numbered_vm NAME SOCKET QUEUES PROPERTIES IN OUT [TESTPMD ARGUMENT...]: a VM that sends the frames of the pcap files
@@ -67,7 +68,8 @@ numbered_vm() {
     # Without --no-flush-rx testpmd empties all receive queues before it starts: the file would be read for nothing.
     testpmd "$name" "${VM_CPU:-0}" \
         "net_virtio_user0,path=$socket,queues=$queues,queue_size=1024,mac=52:54:00:00:00:10,$properties net_pcap0$files" \
-        --interactive --disable-device-start --no-flush-rx --disable-link-check --rxq="$queues" --txq="$queues" --txd=256 --rxd=1024 "$@"
+        --interactive --disable-device-start --no-flush-rx --disable-link-check --rxq="$queues" --txq="$queues" \
+        --txd=256 --rxd=1024 "$@"
     # Long frames are chains of buffers both ways. Not with --rx-offloads: net_pcap would refuse that.
     [[ " $* " != *" --max-pkt-len"* ]] ||
         tell "$name" 'port config 0 rx_offload scatter on' 'port config 0 tx_offload multi_segs on'

@@ -45,7 +45,7 @@ pub const SETS: &[Set] = &[
         builds: false,
         run: interop,
     },
-    Set { name: "vm", about: "a Linux guest in QEMU", budget: minutes(3), builds: false, run: vm },
+    Set { name: "vm", about: "a Linux guest in QEMU", budget: minutes(4), builds: false, run: vm },
     Set {
         name: "lab",
         about: "VFs, VFIO and an IOMMU in a machine",
@@ -63,6 +63,20 @@ pub const NIGHTLY: &[Set] = &[
         budget: minutes(15),
         builds: false,
         run: deny,
+    },
+    Set {
+        name: "nightly-interop",
+        about: "all ring features, many restarts",
+        budget: minutes(40),
+        builds: false,
+        run: nightly_interop,
+    },
+    Set {
+        name: "nightly-vm",
+        about: "a Linux guest, many restarts",
+        budget: minutes(40),
+        builds: false,
+        run: nightly_vm,
     },
     Set { name: "nightly-lab", about: "long lab jobs", budget: minutes(60), builds: false, run: nightly_lab },
 ];
@@ -117,6 +131,8 @@ fn scenarios(context: &Context, set: &str) -> Result<Vec<Job>> {
         "interop" => ("tests/interop", false),
         "vm" => ("tests/vm", false),
         "lab" => ("tests/lab/jobs", false),
+        "nightly-interop" => ("tests/interop", true),
+        "nightly-vm" => ("tests/vm", true),
         "nightly-lab" => ("tests/lab/jobs", true),
         _ => return Ok(Vec::new()),
     };
@@ -209,6 +225,14 @@ fn interop(context: &Context) -> Result<Failures> {
 
 fn vm(context: &Context) -> Result<Failures> {
     on_this_machine(context, "vm")
+}
+
+fn nightly_interop(context: &Context) -> Result<Failures> {
+    on_this_machine(context, "nightly-interop")
+}
+
+fn nightly_vm(context: &Context) -> Result<Failures> {
+    on_this_machine(context, "nightly-vm")
 }
 
 /// Runs the scenarios of a set one after the other on this machine.
