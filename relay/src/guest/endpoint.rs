@@ -345,7 +345,7 @@ impl Guest {
                 .handle(message)
                 .map_err(|refusal| End::Fault(format!("{request:?}: {refusal}")))?;
             if let Some(reply) = reply {
-                self.connection.send(&reply)?;
+                self.connection.send(&reply.bytes, reply.descriptor.as_ref().map(AsFd::as_fd))?;
             }
         }
         Ok(())

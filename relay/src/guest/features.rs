@@ -154,6 +154,7 @@ pub fn protocol() -> VhostUserProtocolFeatures {
         | P::REPLY_ACK
         | P::MTU
         | P::BACKEND_REQ
+        | P::INFLIGHT_SHMFD
         | P::RESET_DEVICE
         | P::CONFIGURE_MEM_SLOTS
         | P::STATUS

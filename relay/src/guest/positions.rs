@@ -25,7 +25,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, MemfdFlags, fallocate, flock, memfd_create};
 use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 
@@ -39,7 +39,7 @@ const MAGIC: u64 = u64::from_ne_bytes(*b"vfwdring");
 const VERSION: u32 = 2;
 const HEADER: usize = 128;
 /// Length of the file in bytes: header and slots, in whole pages of 4 KiB.
-const LENGTH: usize = (HEADER + RINGS * size_of::<Slot>()).next_multiple_of(4096);
+pub const LENGTH: usize = (HEADER + RINGS * size_of::<Slot>()).next_multiple_of(4096);
 
 const EMPTY: u64 = 0;
 const RUNNING: u64 = 1;
@@ -189,8 +189,44 @@ impl Positions {
             Err(error) if error.kind() == io::ErrorKind::NotFound => create(path)?,
             Err(error) => return Err(error),
         };
+        Self::map(file, 0)
+    }
+
+    /// New ones in a memory file of their own, for a front end to keep (`VHOST_USER_GET_INFLIGHT_FD`); returns the file as
+    /// well.
+    pub fn for_front_end() -> io::Result<(Self, File)> {
+        let file = File::from(memfd_create("virtio-forwarder-rings", MemfdFlags::CLOEXEC)?);
+        file.set_len(LENGTH as u64)?;
+        file.write_all_at(&header(), 0)?;
+        Ok((Self::map(file.try_clone()?, 0)?, file))
+    }
+
+    /// Those that a front end has kept, in `size` bytes at `offset` of `file` (`VHOST_USER_SET_INFLIGHT_FD`). What is no
+    /// work of this version is overwritten by empty ones.
+    ///
+    /// # Errors
+    /// When they cannot be there: too few bytes, not page-aligned, or not in shared memory.
+    pub fn from_front_end(file: File, size: u64, offset: u64) -> io::Result<Self> {
+        let bad = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        let length = file.metadata()?.len();
+        if size < LENGTH as u64 || offset.checked_add(size).is_none_or(|end| end > length) {
+            return bad("it is too short");
+        }
+        if rustix::fs::fstatfs(&file)?.f_type != libc::TMPFS_MAGIC {
+            return bad("it is not in a memfd");
+        }
+        let mut found = [0; 16];
+        file.read_exact_at(&mut found, offset)?;
+        if found != header() {
+            file.write_all_at(&[0; LENGTH], offset)?;
+            file.write_all_at(&header(), offset)?;
+        }
+        Self::map(file, offset)
+    }
+
+    fn map(file: File, offset: u64) -> io::Result<Self> {
         let region = MmapRegionBuilder::new(LENGTH)
-            .with_file_offset(FileOffset::new(file.try_clone()?, 0))
+            .with_file_offset(FileOffset::new(file.try_clone()?, offset))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED)
             .build()

@@ -17,7 +17,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pmd::MacAddress;
 use thiserror::Error;
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserLog, VhostUserSingleMemoryRegion, VhostUserVringAddr, VhostUserVringState,
+    FrontendReq, VhostUserInflight, VhostUserLog, VhostUserSingleMemoryRegion, VhostUserVringAddr,
+    VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
@@ -28,8 +29,10 @@ use super::iotlb::{Change, Iotlb, IotlbError, Permission};
 use super::iotlb_miss::{self, BackendChannel, MissReports};
 use super::memory::{GuestMemory, MAX_REGIONS, MemoryError};
 use super::message;
-use super::payload::{describe, memory_table, number, payload, ring_descriptor, ring_index, ring_state};
-use super::positions::{Positions, RingIdentity};
+use super::payload::{
+    describe, inflight, memory_table, number, payload, ring_descriptor, ring_index, ring_state,
+};
+use super::positions::{LENGTH, Positions, RingIdentity};
 use super::space::AddressSpace;
 use crate::lane::MOST_PAIRS;
 use crate::relay::{GuestStatus, Relay};
@@ -81,6 +84,9 @@ pub enum Refusal {
         /// The size.
         size: u32,
     },
+    /// In-flight memory for another number of rings than there can be.
+    #[error("in-flight memory for {0} rings: 1 to {RINGS} are possible")]
+    Inflight(u16),
     /// An MTU that is not possible.
     #[error("an MTU of {mtu} bytes: {MIN_MTU} to {most} are possible here")]
     Mtu {
@@ -105,6 +111,16 @@ enum Answer {
     Empty,
     Number(u64),
     State(VhostUserVringState),
+    Inflight(VhostUserInflight, OwnedFd),
+}
+
+/// What goes back to the front end.
+#[derive(Debug)]
+pub struct Reply {
+    /// The whole message.
+    pub bytes: Vec<u8>,
+    /// A descriptor that goes along.
+    pub descriptor: Option<OwnedFd>,
 }
 
 /// What is known of one ring.
@@ -203,19 +219,24 @@ impl Session {
         }
     }
 
-    /// Obeys a message; returns the bytes to send back, if any. An error is the reason to end the connection.
-    pub fn handle(&mut self, mut message: Message) -> Result<Option<Vec<u8>>, Refusal> {
+    /// Obeys a message; returns what to send back, if anything. An error is the reason to end the connection.
+    pub fn handle(&mut self, mut message: Message) -> Result<Option<Reply>, Refusal> {
         let header = message.header;
         tracing::trace!(relay = self.relay.id(), request = ?header.request, "vhost-user");
+        let reply =
+            |payload: &[u8]| Reply { bytes: message::reply(header.request, payload), descriptor: None };
         let acknowledge = |status: u64| {
             let wanted = header.need_reply && !header.shape.answers;
-            wanted.then(|| message::reply(header.request, &status.to_ne_bytes()))
+            wanted.then(|| reply(&status.to_ne_bytes()))
         };
         match self.obey(&mut message) {
             Ok(Answer::Done) => Ok(acknowledge(0)),
-            Ok(Answer::Empty) => Ok(Some(message::reply(header.request, &[]))),
-            Ok(Answer::Number(number)) => Ok(Some(message::reply(header.request, &number.to_ne_bytes()))),
-            Ok(Answer::State(state)) => Ok(Some(message::reply(header.request, state.as_slice()))),
+            Ok(Answer::Empty) => Ok(Some(reply(&[]))),
+            Ok(Answer::Number(number)) => Ok(Some(reply(&number.to_ne_bytes()))),
+            Ok(Answer::State(state)) => Ok(Some(reply(state.as_slice()))),
+            Ok(Answer::Inflight(inflight, descriptor)) => {
+                Ok(Some(Reply { descriptor: Some(descriptor), ..reply(inflight.as_slice()) }))
+            }
             Err(refusal) => match acknowledge(1) {
                 Some(reply) => {
                     tracing::warn!("relay {}: refused {:?}: {refusal}", self.relay.id(), header.request);
@@ -369,10 +390,29 @@ impl Session {
                     self.renew_space(change == Change::Removed)?;
                 }
             }
+            R::GET_INFLIGHT_FD => {
+                let asked = inflight(message)?;
+                let (positions, file) = Positions::for_front_end().map_err(bad_inflight)?;
+                self.keep_positions(positions);
+                let answer = VhostUserInflight { mmap_size: LENGTH as u64, mmap_offset: 0, ..asked };
+                return Ok(Answer::Inflight(answer, file.into()));
+            }
+            R::SET_INFLIGHT_FD => {
+                let VhostUserInflight { mmap_size, mmap_offset, .. } = inflight(message)?;
+                let without = || Refusal::Descriptor("in-flight memory without its descriptor".to_owned());
+                let file = File::from(message.descriptors.pop().ok_or_else(without)?);
+                let positions = Positions::from_front_end(file, mmap_size, mmap_offset);
+                self.keep_positions(positions.map_err(bad_inflight)?);
+            }
             // SET_OWNER, SET_LOG_FD (an eventfd that nobody listens to); whatever else is in the table has a case above.
             _ => {}
         }
         Ok(Answer::Done)
+    }
+
+    /// Keeps from now on in the front end's memory how far the rings are.
+    fn keep_positions(&mut self, positions: Positions) {
+        self.positions = Some(Arc::new(Mutex::new(positions)));
     }
 
     fn set_features(&mut self, bits: u64) -> Result<(), Refusal> {
@@ -581,4 +621,8 @@ impl Drop for Session {
         self.stop_all(false);
         self.relay.set_guest(None);
     }
+}
+
+fn bad_inflight(cause: std::io::Error) -> Refusal {
+    Refusal::Descriptor(format!("in-flight memory: {cause}"))
 }

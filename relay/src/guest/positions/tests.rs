@@ -194,3 +194,24 @@ fn wherever_the_daemon_is_killed_its_file_tells_the_truth() {
     assert!(found_running > 0);
     println!("running in {found_running} of 24 rounds");
 }
+
+#[test]
+fn a_front_end_keeps_positions_in_memory_that_we_gave_it() {
+    let (mut positions, file) = Positions::for_front_end().unwrap();
+    positions.claim(1, RING, 0).0.publish(at(77));
+    drop(positions);
+    let keep = || file.try_clone().unwrap();
+    let found = Positions::from_front_end(keep(), LENGTH as u64, 0).unwrap().claim(1, RING, 0).1;
+    assert_eq!(found.map(|found| found.progress), Some(Progress::at(at(77))));
+    file.write_all_at(b"by another back end", 0).unwrap();
+    assert_eq!(Positions::from_front_end(keep(), LENGTH as u64, 0).unwrap().claim(1, RING, 0).1, None);
+    for (size, offset) in
+        [(0, 0), (LENGTH as u64 - 1, 0), (LENGTH as u64 + 1, 0), (LENGTH as u64, u64::MAX), (u64::MAX, 1)]
+    {
+        assert!(Positions::from_front_end(keep(), size, offset).is_err(), "{size} bytes at {offset}");
+    }
+    file.set_len(2 * LENGTH as u64).unwrap();
+    assert!(Positions::from_front_end(keep(), LENGTH as u64, 1).is_err(), "in the middle of a page");
+    let disk = File::open("/proc/self/exe").unwrap();
+    assert!(Positions::from_front_end(disk, LENGTH as u64, 0).is_err());
+}
