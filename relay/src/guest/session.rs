@@ -107,8 +107,8 @@ pub enum Refusal {
 enum Answer {
     /// Nothing but the acknowledgement, if wanted.
     Done,
-    /// A reply without payload.
-    Empty,
+    /// What was sent: rust-vmm's front end wants it back, others do not look at it.
+    Echo,
     Number(u64),
     State(VhostUserVringState),
     Inflight(VhostUserInflight, OwnedFd),
@@ -231,7 +231,7 @@ impl Session {
         };
         match self.obey(&mut message) {
             Ok(Answer::Done) => Ok(acknowledge(0)),
-            Ok(Answer::Empty) => Ok(Some(reply(&[]))),
+            Ok(Answer::Echo) => Ok(Some(reply(&message.payload))),
             Ok(Answer::Number(number)) => Ok(Some(reply(&number.to_ne_bytes()))),
             Ok(Answer::State(state)) => Ok(Some(reply(state.as_slice()))),
             Ok(Answer::Inflight(inflight, descriptor)) => {
@@ -363,7 +363,7 @@ impl Session {
                 }
                 self.log = Some(Arc::new(log));
                 self.renew_space(false)?;
-                return Ok(Answer::Empty);
+                return Ok(Answer::Echo);
             }
             R::SEND_RARP => {
                 // The address stands in the first six bytes of the payload, as in memory.
