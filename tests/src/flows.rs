@@ -31,7 +31,8 @@ impl Flows {
     pub fn new(flows: u16, sizes: &[usize]) -> Self {
         let longest = sizes.iter().copied().max().unwrap_or(60);
         let template = |flow: u16| {
-            let payload: Vec<u8> = (0..longest - NUMBER).map(|at| (at * 7 + usize::from(flow)) as u8).collect();
+            let payload: Vec<u8> =
+                (0..longest - NUMBER).map(|at| (at * 7 + usize::from(flow)) as u8).collect();
             packet(Ip::V4, Transport::Udp, 1000 + flow, &payload)
         };
         Self {

@@ -2,11 +2,12 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use relay::driver::nic::GuestNic;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 /// Requests by number, those that tests send.
@@ -95,10 +96,21 @@ pub enum Answer {
 impl Wire {
     /// Connects.
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let stream = UnixStream::connect(path)?;
+        Self::over(UnixStream::connect(path)?)
+    }
+
+    fn over(stream: UnixStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         stream.set_write_timeout(Some(Duration::from_secs(10)))?;
         Ok(Self { stream })
+    }
+
+    /// The connection of a guest that runs, to say more on it than its front end would.
+    pub fn of(nic: &mut GuestNic) -> io::Result<Self> {
+        let fd = nic.frontend().as_raw_fd();
+        // SAFETY: the front end keeps its socket open as long as it is borrowed.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
+        Self::over(UnixStream::from(fd))
     }
 
     /// Writes bytes.

@@ -81,6 +81,8 @@ impl GuestNic {
         let bytes =
             pairs * (DriverQueue::footprint(&receive) + DriverQueue::footprint(&transmit)) + (4 << 20);
         let mut ram = GuestRam::new(MEMORY, bytes.next_multiple_of(1 << 21))?;
+        // The first page stays free, so that buffers can be placed around the beginning of memory by hand.
+        ram.allocate(4096, 4096)?;
         let pair = |_| -> Result<Pair, NicError> {
             let mut receive = DriverQueue::new(&mut ram, receive)?;
             post_all(&mut receive, &ram);
