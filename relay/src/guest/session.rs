@@ -495,8 +495,10 @@ impl Session {
     }
 
     /// Stops all rings; with `reset` they are as in the beginning.
+    ///
+    /// Transmit queues first: on a cable their frames would go nowhere once the receive queues have stopped.
     fn stop_all(&mut self, reset: bool) {
-        for index in 0..RINGS {
+        for index in (1..RINGS).step_by(2).chain((0..RINGS).step_by(2)) {
             self.stop_ring(index);
             if reset {
                 self.rings[index] = RingState::default();
