@@ -463,4 +463,4 @@ impl Virtqueue for PackedRing {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -13,14 +13,14 @@ use crate::guest::space::AddressSpace;
 use crate::ring::notify::Call;
 use crate::ring::operations::{Model, Operation, TestDriver, operations};
 
-const GPA: u64 = 0x10_0000;
-const RAM: u64 = 2 << 20;
+pub(in crate::ring) const GPA: u64 = 0x10_0000;
+pub(in crate::ring) const RAM: u64 = 2 << 20;
 /// Buffers of the tests are from here on; rings and tables are below.
-const BUFFERS: u64 = GPA + (1 << 20);
-const TABLES: u64 = GPA + 0x9_0000;
+pub(in crate::ring) const BUFFERS: u64 = GPA + (1 << 20);
+pub(in crate::ring) const TABLES: u64 = GPA + 0x9_0000;
 const OUTSIDE: u64 = GPA + RAM;
 
-struct Guest {
+pub(in crate::ring) struct Guest {
     ram: GuestRam,
     ring: PackedDriver,
     space: Arc<AddressSpace>,
@@ -28,7 +28,7 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(size: u16) -> Self {
+    pub(in crate::ring) fn new(size: u16) -> Self {
         let mut ram = GuestRam::new(GPA, RAM).unwrap();
         let ring = PackedDriver::new(&mut ram, size).unwrap();
         let region = RegionDescription { gpa: GPA, size: RAM, user: ram.user(), offset: 0 };
@@ -49,7 +49,7 @@ impl Guest {
         }
     }
 
-    fn device(&self) -> PackedRing {
+    pub(in crate::ring) fn device(&self) -> PackedRing {
         PackedRing::new(&self.config(), &self.space, None).unwrap()
     }
 
