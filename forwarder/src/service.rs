@@ -126,6 +126,7 @@ fn serve(
         let guest = GuestOptions {
             mergeable: config.guest.mergeable_buffers,
             segmentation: config.guest.segmentation,
+            udp_segmentation: false,
             mtu: config.mtu(id),
         };
         let endpoint = match watch.filter(|_| config.is_client(id)) {

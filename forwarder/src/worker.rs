@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 
 use relay::interrupt::Interrupter;
 use relay::lane::{Direction, LaneKey};
-use relay::mailbox::{Mailbox, ToWorker, WorkerHandle, mailbox};
+use relay::mailbox::{Mailbox, WorkerHandle, mailbox};
 use relay::relay::Lanes;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
 /// Without work a worker polls on for this long before it sleeps.
@@ -153,18 +152,7 @@ impl Drop for Worker {
 fn run(mailbox: &Mailbox, heartbeat: &Heartbeat, idle: Idle) {
     let mut lanes = Lanes::default();
     let mut rest = Rest::new();
-    loop {
-        while let Some(message) = mailbox.take() {
-            match message {
-                ToWorker::Adopt(lane) => lanes.adopt(lane),
-                ToWorker::Recall(key, reply) => {
-                    if let Some(lane) = lanes.release(key) {
-                        let _ = reply.send(lane);
-                    }
-                }
-                ToWorker::Stop => return,
-            }
-        }
+    while lanes.attend(mailbox) {
         let now = Instant::now();
         let mut busy = false;
         for lane in lanes.iter_mut() {
@@ -176,11 +164,11 @@ fn run(mailbox: &Mailbox, heartbeat: &Heartbeat, idle: Idle) {
             rest.reset(now);
         } else if lanes.is_empty() {
             // Nobody waits for anything here but messages; still, the watchdog wants to see a beat.
-            sleep(mailbox, Duration::from_millis(500));
+            mailbox.sleep(Duration::from_millis(500));
         } else if idle == Idle::Adaptive
             && let Some(time) = rest.next(now)
         {
-            sleep(mailbox, time);
+            mailbox.sleep(time);
         }
     }
 }
@@ -211,14 +199,6 @@ impl Rest {
         let sleep = self.sleep;
         self.sleep = (sleep * 2).min(LONGEST_SLEEP);
         Some(sleep)
-    }
-}
-
-fn sleep(mailbox: &Mailbox, time: Duration) {
-    let mut fds = [PollFd::from_borrowed_fd(mailbox.bell(), PollFlags::IN)];
-    let timeout = Timespec::try_from(time).ok();
-    if poll(&mut fds, timeout.as_ref()).is_ok_and(|ready| ready > 0) {
-        mailbox.answer_bell();
     }
 }
 

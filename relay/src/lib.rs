@@ -10,6 +10,8 @@ mod device_control;
 pub mod driver;
 pub mod ends;
 pub mod guest;
+mod handover;
+mod handshake;
 pub mod interrupt;
 pub mod lane;
 pub mod mailbox;

@@ -24,7 +24,7 @@ use crate::device_control::ToDevice;
 use crate::ends::{Ends, RelayCounters, take_back_borrowed};
 use crate::guest::space::AddressSpace;
 use crate::lane::{Direction, Lane, LaneKey};
-use crate::mailbox::WorkerHandle;
+use crate::mailbox::{Mailbox, WorkerHandle};
 use crate::ring::{ReceiveRing, Ring, TransmitRing};
 
 /// The guest's side, as far as it is known.
@@ -539,15 +539,10 @@ impl Default for Lanes {
 }
 
 impl Lanes {
-    /// Takes a lane in.
-    pub fn adopt(&mut self, lane: Box<Lane>) {
-        self.0.push(lane);
-    }
-
-    /// Hands a lane out.
-    pub fn release(&mut self, key: LaneKey) -> Option<Box<Lane>> {
-        let at = self.0.iter().position(|lane| lane.key == key)?;
-        Some(self.0.swap_remove(at))
+    /// Takes lanes in and hands them out, as the messages in `mailbox` say; `false` when the worker is to end.
+    #[inline]
+    pub fn attend(&mut self, mailbox: &Mailbox) -> bool {
+        mailbox.attend(&mut self.0)
     }
 
     /// All lanes.

@@ -16,6 +16,10 @@ use relay::relay::{GuestState, Placement};
 
 use crate::wait::eventually;
 
+/// All that can be offered.
+const OFFER: GuestOptions =
+    GuestOptions { mergeable: true, segmentation: true, udp_segmentation: true, mtu: None };
+
 /// Some relays on one worker.
 #[derive(Debug)]
 pub struct Stand {
@@ -39,8 +43,7 @@ impl Stand {
         let endpoint = |relay: &Arc<Relay>| {
             let path = stand.socket(relay.id() as usize);
             let listener = listen(&path, SocketOwner::default()).expect("a socket");
-            Endpoint::start(Arc::clone(relay), listener, &path, GuestOptions::default(), None)
-                .expect("a thread")
+            Endpoint::start(Arc::clone(relay), listener, &path, OFFER, None).expect("a thread")
         };
         stand.endpoints = stand.relays.iter().map(endpoint).collect();
         stand
@@ -66,8 +69,7 @@ impl Stand {
         self.endpoints.clear();
         let endpoint = |relay: &Arc<Relay>| {
             let (path, owner) = (self.socket(relay.id() as usize), SocketOwner::default());
-            Endpoint::connecting(Arc::clone(relay), &path, owner, &self.watch, GuestOptions::default(), None)
-                .expect("a thread")
+            Endpoint::connecting(Arc::clone(relay), &path, owner, &self.watch, OFFER, None).expect("a thread")
         };
         self.endpoints = self.relays.iter().map(endpoint).collect();
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use super::memory::GuestRam;
+use crate::handshake;
 use crate::ring::chain::DESCRIPTOR_SIZE;
 use crate::ring::event::{DISABLE, SUPPRESSION_SIZE};
 
@@ -135,8 +136,14 @@ impl PackedDriver {
     /// Shows the device what was pushed; returns whether it wants to be kicked.
     pub fn publish(&mut self, ram: &GuestRam) -> bool {
         let Some((at, flags)) = self.first.take() else { return false };
-        self.set_flags(ram, at.slot, flags);
-        self.device_suppression(ram).wants(self.event_idx, Some(at), self.next_available, self.size)
+        handshake::show(
+            self,
+            |ring| ring.flags(ram, at.slot).store(flags.to_le(), Ordering::Release),
+            |ring| {
+                let new = ring.next_available;
+                ring.device_suppression(ram).wants(ring.event_idx, Some(at), new, ring.size)
+            },
+        )
     }
 
     /// Takes the next used descriptor: the buffer id and the bytes written.

@@ -7,8 +7,9 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
-    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4,
-    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
+    VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -22,15 +23,18 @@ use crate::ring::transmit::TransmitRules;
 pub struct GuestOptions {
     /// Offer `VIRTIO_NET_F_MRG_RXBUF`: a frame may be spread over several receive buffers.
     pub mergeable: bool,
-    /// Tell the guest the largest IP packet that a frame may carry (`VIRTIO_NET_F_MTU`), in bytes; `None`: say nothing.
+    /// Largest MTU in bytes that a front end may set for its guest (QEMU's `host_mtu`); `None`: what jumbo frames carry.
     pub mtu: Option<u16>,
-    /// Offer segmentation in both directions (TSO, USO): frames of up to 64 KiB between guest and daemon.
+    /// Offer segmentation of TCP in both directions (TSO): frames of up to 64 KiB between guest and daemon.
     pub segmentation: bool,
+    /// Offer segmentation of UDP (USO). The daemon does not: QEMU (10) clears its bits for every vhost-user back end, so
+    /// there is no front end to prove it against.
+    pub udp_segmentation: bool,
 }
 
 impl Default for GuestOptions {
     fn default() -> Self {
-        Self { mergeable: true, segmentation: true, mtu: None }
+        Self { mergeable: true, segmentation: true, udp_segmentation: false, mtu: None }
     }
 }
 
@@ -52,8 +56,7 @@ const ALWAYS: &[u32] = &[
     VIRTIO_NET_F_GUEST_CSUM,
 ];
 
-/// Offered with [`GuestOptions::segmentation`]. Segmentation of UDP can be done here too, but QEMU (10) clears its bits for
-/// every vhost-user back end, so there is no front end to prove it against.
+/// Offered with [`GuestOptions::segmentation`].
 const SEGMENTATION: &[u32] = &[
     VIRTIO_NET_F_HOST_TSO4,
     VIRTIO_NET_F_HOST_TSO6,
@@ -62,6 +65,9 @@ const SEGMENTATION: &[u32] = &[
     VIRTIO_NET_F_GUEST_TSO6,
     VIRTIO_NET_F_GUEST_ECN,
 ];
+
+/// Offered with [`GuestOptions::udp_segmentation`].
+const UDP_SEGMENTATION: &[u32] = &[VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6];
 
 /// Feature bits that a front end negotiated (virtio, with vhost-user's own among them).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,7 +82,8 @@ impl Features {
             bits(ALWAYS)
                 | own.bits()
                 | if options.mergeable { 1 << VIRTIO_NET_F_MRG_RXBUF } else { 0 }
-                | if options.segmentation { bits(SEGMENTATION) } else { 0 },
+                | if options.segmentation { bits(SEGMENTATION) } else { 0 }
+                | if options.udp_segmentation { bits(UDP_SEGMENTATION) } else { 0 },
         )
     }
 

@@ -99,6 +99,10 @@ impl From<PackedRing> for Ring {
 }
 
 #[cfg(test)]
+mod layouts;
+#[cfg(test)]
 mod operations;
+#[cfg(test)]
+mod oracle;
 #[cfg(test)]
 mod tests;

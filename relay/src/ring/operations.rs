@@ -55,6 +55,15 @@ pub(crate) fn operations(count: usize, longest: usize) -> impl Strategy<Value = 
     prop::collection::vec(one, 0..count)
 }
 
+/// What was to be seen of a ring from one side or the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// The device saw a chain of this id with these pieces.
+    Chain(u16, Vec<(u64, u32)>),
+    /// The driver got a chain back with a length.
+    Used(u16, u32),
+}
+
 /// A chain in the model.
 #[derive(Clone, Debug)]
 struct Posted {
@@ -79,6 +88,8 @@ pub(crate) struct Model {
     in_order: bool,
     /// Chains that came back to the driver.
     pub(crate) returned: usize,
+    /// All that was seen, in this order.
+    pub(crate) trace: Vec<Seen>,
 }
 
 impl Model {
@@ -95,6 +106,7 @@ impl Model {
             shown: VecDeque::new(),
             in_order,
             returned: 0,
+            trace: Vec::new(),
         }
     }
 
@@ -143,6 +155,7 @@ impl Model {
             Operation::Reap => {
                 while let Some(expected) = self.shown.pop_front() {
                     assert_eq!(driver.pop(), Some(expected));
+                    self.trace.push(Seen::Used(expected.0, expected.1));
                     self.free_ids.insert(0, expected.0);
                     self.returned += 1;
                 }
@@ -181,7 +194,7 @@ impl Model {
     }
 
     /// The next chain, which must be the one that has waited for longest.
-    fn look(&self, ring: &mut impl Virtqueue) -> Option<Chain> {
+    fn look(&mut self, ring: &mut impl Virtqueue) -> Option<Chain> {
         let mut seen = Vec::new();
         let walked = ring.next_chain(Access::Read, |piece| {
             seen.push((piece.gpa, piece.segment.len()));
@@ -193,6 +206,7 @@ impl Model {
         };
         let (chain, result) = walked.expect("a chain waits");
         assert_eq!((chain.id, result, &seen), (first.id, Ok(()), &first.buffers));
+        self.trace.push(Seen::Chain(chain.id, seen));
         Some(chain)
     }
 

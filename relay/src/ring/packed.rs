@@ -41,6 +41,7 @@ use crate::counters::DropReason;
 use crate::guest::iotlb_miss::MissReporter;
 use crate::guest::positions::{First, Predecessor, Progress, RingPosition};
 use crate::guest::space::{AddressSpace, Translator};
+use crate::handshake;
 
 /// Descriptors in a cache line of 64 bytes.
 const PER_LINE: u16 = 64 / DESCRIPTOR_SIZE as u16;
@@ -299,14 +300,12 @@ impl PackedRing {
         self.write_event(Suppression { event: 0, flags: DISABLE });
     }
 
-    /// Tells the driver to kick when it makes the next chain available. Chains that it made available before it saw
-    /// this come without a kick, so the ring is to be looked at once more after this.
-    pub fn enable_kicks(&mut self) {
+    /// Tells the driver to kick when it makes the next chain available. Returns whether one waits already: chains that it
+    /// made available before it saw this come without a kick.
+    pub fn enable_kicks(&mut self) -> bool {
         let flags = if self.event_idx { AT_DESCRIPTOR } else { ENABLE };
-        self.write_event(Suppression { event: self.next_avail.bits(), flags });
-        // The driver makes a chain available, then reads what we wrote; we write, then look for a chain. Without the
-        // fence both could miss the other.
-        fence(Ordering::SeqCst);
+        let event = Suppression { event: self.next_avail.bits(), flags };
+        handshake::ask(self, |ring| ring.write_event(event), |ring| ring.chain_waits())
     }
 
     /// Whether a chain waits. What the driver wrote into it before is visible then.
@@ -419,15 +418,21 @@ impl PackedRing {
         Suppression::from_word(word.load(Ordering::Relaxed))
     }
 
-    /// Lets the driver see all used descriptors; whether there was one that it did not see.
+    /// Lets the driver see all used descriptors.
     #[inline]
-    fn release(&mut self) -> bool {
-        let Some(first) = self.first.take() else { return false };
+    fn release(&mut self) {
+        let Some(first) = self.first.take() else { return };
         // The others, the buffers and the length of this one are written before its flags.
         fence(Ordering::Release);
         self.write_used(first);
         self.position.publish(self.next_used);
-        true
+    }
+
+    /// Whether the driver is to be told of what was released since this was decided last.
+    #[inline]
+    fn is_asked(&mut self) -> bool {
+        let before = self.decided.replace(self.next_used);
+        self.driver_event().wants(self.event_idx, before, self.next_used, self.size)
     }
 }
 
@@ -531,18 +536,14 @@ impl Virtqueue for PackedRing {
 
     #[inline]
     fn publish(&mut self) -> bool {
-        if !self.release() {
+        if self.first.is_none() {
             return false;
         }
-        let Some(call) = &self.call else { return false };
-        // The driver writes its event suppression, then looks for used descriptors again; we write used descriptors,
-        // then look at its event suppression. Without the fence both could miss the other.
-        fence(Ordering::SeqCst);
-        let before = self.decided.replace(self.next_used);
-        if !self.driver_event().wants(self.event_idx, before, self.next_used, self.size) {
+        if self.call.is_none() {
+            self.release();
             return false;
         }
-        call.notify()
+        handshake::show(self, Self::release, Self::is_asked) && self.call.as_ref().is_some_and(Call::notify)
     }
 
     fn publish_quietly(&mut self) {
@@ -554,4 +555,4 @@ impl Virtqueue for PackedRing {
 #[cfg(test)]
 mod recovery_tests;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

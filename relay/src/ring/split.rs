@@ -14,7 +14,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use pmd::frame::BURST_SEGMENTS;
 use thiserror::Error;
@@ -28,6 +28,7 @@ use crate::counters::DropReason;
 use crate::guest::dirty_log::DirtyLog;
 use crate::guest::iotlb_miss::MissReporter;
 use crate::guest::space::{AddressSpace, Translator};
+use crate::handshake;
 
 /// Largest ring (virtio 1.3, 2.7).
 pub const MAX_SIZE: u16 = 32768;
@@ -358,6 +359,21 @@ impl SplitRing {
         log.mark(self.used_gpa, 4);
     }
 
+    /// Whether the driver is to be told of what was released since this was decided last.
+    #[inline]
+    fn is_asked(&mut self) -> bool {
+        let offset = if self.event_idx { 2 + usize::from(self.size) } else { 0 };
+        // SAFETY: the flags are the first field of the available ring, whose 6 + 2 * size bytes are mapped (`new`); the
+        // event index is its last.
+        let word = u16::from_le(unsafe { self.available.as_ptr().add(offset).read_volatile() });
+        match (self.event_idx, self.decided.replace(self.published)) {
+            (false, _) => word & AVAIL_NO_INTERRUPT == 0,
+            (true, Some(before)) => need_event(word, self.published, before),
+            // It was never told of anything, so what it waits for may have passed already.
+            (true, None) => true,
+        }
+    }
+
     #[inline]
     fn used_index(&self) -> &AtomicU16 {
         // SAFETY: the index is the second 16-bit field of the used ring, which is 4-aligned and mapped (`new`).
@@ -424,22 +440,11 @@ impl Virtqueue for SplitRing {
         if self.published == self.next_used {
             return false;
         }
-        self.release();
-        let Some(call) = &self.call else { return false };
-        // The driver sets its flag or event index, then looks at used.idx again; we store used.idx, then look at those.
-        // Without the fence both could miss the other.
-        fence(Ordering::SeqCst);
-        let offset = if self.event_idx { 2 + usize::from(self.size) } else { 0 };
-        // SAFETY: the flags are the first field of the available ring, whose 6 + 2 * size bytes are mapped (`new`); the
-        // event index is its last.
-        let word = u16::from_le(unsafe { self.available.as_ptr().add(offset).read_volatile() });
-        let wanted = match (self.event_idx, self.decided.replace(self.published)) {
-            (false, _) => word & AVAIL_NO_INTERRUPT == 0,
-            (true, Some(before)) => need_event(word, self.published, before),
-            // It was never told of anything, so what it waits for may have passed already.
-            (true, None) => true,
-        };
-        wanted && call.notify()
+        if self.call.is_none() {
+            self.release();
+            return false;
+        }
+        handshake::show(self, Self::release, Self::is_asked) && self.call.as_ref().is_some_and(Call::notify)
     }
 }
 

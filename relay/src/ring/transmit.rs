@@ -62,7 +62,7 @@ impl TransmitRing {
     /// Adds waiting frames to `burst`, as many as fit. A malformed chain is completed unused and counted.
     ///
     /// Such a chain is only dealt with at the head of the burst: what follows a frame can still be put back.
-    pub(crate) fn receive(&mut self, burst: &mut Burst, counters: &DirectionCounters) {
+    pub fn receive(&mut self, burst: &mut Burst, counters: &DirectionCounters) {
         let Self { ring, pair, rules, order } = self;
         with_ring!(ring, ring => receive(ring, *pair, rules, order, burst, counters));
     }

@@ -1,7 +1,9 @@
 #![forbid(unsafe_code)]
 //! Project tasks: `cargo xtask test` installs what the tests need and runs all of them.
 
+mod fuzz;
 mod job;
+mod mutants;
 mod packages;
 mod report;
 mod sets;
@@ -40,6 +42,9 @@ enum Task {
     },
     /// Run the long sets that `test` leaves out
     Nightly {
+        /// Run these sets only
+        #[arg(long, value_name = "SET", value_delimiter = ',')]
+        only: Vec<String>,
         /// Run only the scenarios whose name contains this
         #[arg(long, value_name = "TEXT")]
         scenario: Option<String>,
@@ -75,9 +80,11 @@ fn main() -> ExitCode {
         Task::Setup => sets::setup(&Context::new(None)).map(|()| true),
         Task::Test { list: true, scenario, .. } => sets::list(&Context::new(scenario)).map(|()| true),
         Task::Test { only, scenario, .. } => {
-            select(&only).and_then(|sets| run(&Context::new(scenario), sets))
+            select(SETS, &only).and_then(|sets| run(&Context::new(scenario), sets))
         }
-        Task::Nightly { scenario } => run(&Context::new(scenario), NIGHTLY.iter().collect()),
+        Task::Nightly { only, scenario } => {
+            select(NIGHTLY, &only).and_then(|sets| run(&Context::new(scenario), sets))
+        }
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -90,14 +97,14 @@ fn main() -> ExitCode {
 }
 
 /// The sets of these names, or all; the builds of the later ones are in the first, so that it is always there.
-fn select(only: &[String]) -> anyhow::Result<Vec<&'static Set>> {
+fn select(sets: &'static [Set], only: &[String]) -> anyhow::Result<Vec<&'static Set>> {
     for name in only {
-        if !SETS.iter().any(|set| set.name == name) {
-            let names: Vec<_> = SETS.iter().map(|set| set.name).collect();
+        if !sets.iter().any(|set| set.name == name) {
+            let names: Vec<_> = sets.iter().map(|set| set.name).collect();
             anyhow::bail!("no set '{name}'; the sets are {}", names.join(", "));
         }
     }
-    Ok(SETS.iter().filter(|set| only.is_empty() || only.iter().any(|name| name == set.name)).collect())
+    Ok(sets.iter().filter(|set| only.is_empty() || only.iter().any(|name| name == set.name)).collect())
 }
 
 /// Runs the sets, prints the table; whether all is well.

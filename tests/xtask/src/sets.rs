@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::Context;
 use crate::job::{self, Job};
-use crate::{packages, tools};
+use crate::{fuzz, mutants, packages, tools};
 
 /// What is wrong after a set was run.
 type Failures = Vec<String>;
@@ -32,12 +32,19 @@ pub struct Set {
 pub const SETS: &[Set] = &[
     Set {
         name: "build",
-        about: "format, lints, release binaries",
-        budget: minutes(8),
+        about: "format, lints, release binaries, fuzz targets",
+        budget: minutes(12),
         builds: true,
         run: build,
     },
-    Set { name: "unit", about: "all that `cargo test` runs", budget: minutes(3), builds: false, run: unit },
+    Set {
+        name: "unit",
+        about: "all that `cargo test` runs, and the loom models",
+        budget: minutes(4),
+        builds: false,
+        run: unit,
+    },
+    Set { name: "fuzz", about: "each fuzz target for a while", budget: minutes(2), builds: false, run: fuzz },
     Set {
         name: "interop",
         about: "DPDK's virtio_user as the VM",
@@ -77,6 +84,20 @@ pub const NIGHTLY: &[Set] = &[
         budget: minutes(40),
         builds: false,
         run: nightly_vm,
+    },
+    Set {
+        name: "nightly-fuzz",
+        about: "each fuzz target for longer",
+        budget: minutes(20),
+        builds: false,
+        run: nightly_fuzz,
+    },
+    Set {
+        name: "nightly-mutants",
+        about: "whether a test notices each small change of rings and guest side",
+        budget: minutes(300),
+        builds: false,
+        run: mutants::run,
     },
     Set { name: "nightly-lab", about: "long lab jobs", budget: minutes(60), builds: false, run: nightly_lab },
 ];
@@ -142,7 +163,8 @@ fn scenarios(context: &Context, set: &str) -> Result<Vec<Job>> {
     Ok(jobs)
 }
 
-fn cargo(context: &Context, arguments: &[&str]) -> Command {
+/// Cargo in the checkout, as if called by hand.
+pub fn cargo(context: &Context, arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     command.current_dir(&context.root).args(arguments);
     // What cargo tells this program about its own build is not for the programs that it starts.
@@ -171,6 +193,7 @@ fn build(context: &Context) -> Result<Failures> {
         }
     };
     step("fmt", &mut cargo(context, &["fmt", "--all", "--check"]));
+    step("fmt-fuzz", &mut cargo(context, &["fmt", "--check", "--manifest-path", "tests/fuzz/Cargo.toml"]));
     step("clippy", &mut cargo(context, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
     step("shellcheck", Command::new("bash").current_dir(&context.root).arg("tests/shellcheck"));
     if tools::installed("cargo-deny") {
@@ -182,6 +205,11 @@ fn build(context: &Context) -> Result<Failures> {
     match build_binaries(context) {
         Ok(()) => println!("   release: ok, {:.0} s", start.elapsed().as_secs_f64()),
         Err(error) => failures.push(format!("release: {error:#}")),
+    }
+    let start = Instant::now();
+    match fuzz::build(context) {
+        Ok(()) => println!("   fuzz targets: ok, {:.0} s", start.elapsed().as_secs_f64()),
+        Err(error) => failures.push(format!("fuzz targets: {error:#}")),
     }
     Ok(failures)
 }
@@ -199,7 +227,21 @@ fn unit(context: &Context) -> Result<Failures> {
             failures.push(format!("{name}: {error:#}"));
         }
     }
+    // Other atomics mean another build of everything below, which has a folder of its own.
+    let mut loom = cargo(context, &["test", "--package", "relay", "--lib", "loom"]);
+    loom.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", context.target.join("loom"));
+    if let Err(error) = tools::logged(&mut loom, &logs.join("loom.log")) {
+        failures.push(format!("loom: {error:#}"));
+    }
     Ok(failures)
+}
+
+fn fuzz(context: &Context) -> Result<Failures> {
+    fuzz::run(context, Duration::from_secs(20), &context.logs("fuzz"))
+}
+
+fn nightly_fuzz(context: &Context) -> Result<Failures> {
+    fuzz::run(context, Duration::from_secs(300), &context.logs("nightly-fuzz"))
 }
 
 fn deny(context: &Context) -> Result<Failures> {
