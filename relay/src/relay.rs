@@ -85,6 +85,8 @@ pub struct RelayStatus {
     pub guest: Option<GuestStatus>,
     /// State of the guest's rings.
     pub guest_state: GuestState,
+    /// Queue pairs of which both rings run.
+    pub queue_pairs: u32,
     /// The device, if there is one.
     pub device: Option<DeviceStatus>,
     /// State of the device.
@@ -151,6 +153,9 @@ pub(crate) struct DeviceSlot {
     /// How to reach the device's control thread; `None` while the device is being opened, and for a cable.
     pub(crate) control: Option<Sender<ToDevice>>,
 }
+
+/// Of all virtqueues those that receive: the even ones.
+const RECEIVE_RINGS: u64 = 0x5555_5555_5555_5555;
 
 #[derive(Debug)]
 pub(crate) struct State {
@@ -221,6 +226,7 @@ impl Relay {
         RelayStatus {
             guest: state.guest,
             guest_state: state.guest_state(),
+            queue_pairs: (state.running & state.running >> 1 & RECEIVE_RINGS).count_ones(),
             device: state.device.as_ref().map(|device| device.status.clone()),
             device_state: state.device.as_ref().map_or(DeviceState::Uninit, |device| device.state),
             vf_to_vm_cpu: state.placement.vf_to_vm.cpu,
@@ -444,8 +450,7 @@ impl State {
 
     /// Whether a receive queue runs and a transmit queue.
     fn runs_both_ways(&self) -> bool {
-        const RECEIVE: u64 = 0x5555_5555_5555_5555;
-        self.running & RECEIVE != 0 && self.running & !RECEIVE != 0
+        self.running & RECEIVE_RINGS != 0 && self.running & !RECEIVE_RINGS != 0
     }
 
     fn set_device_state(&mut self, new: DeviceState) {
