@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
@@ -18,6 +18,10 @@ use crate::relay::Relay;
 
 /// How often a connected guest's memory is looked after, and a half message's age.
 const TICK: Duration = Duration::from_secs(1);
+
+/// So long nobody is let in after a VM that made a worker wait. Ending that takes up to 60 ms, so that a VM that comes
+/// again and again takes some hundredths of its neighbours' time and no more.
+const PENANCE: Duration = Duration::from_secs(2);
 
 /// A listening vhost-user socket. Dropping it disconnects its guest and removes the socket.
 #[derive(Debug)]
@@ -43,8 +47,15 @@ impl Endpoint {
         options: GuestOptions,
     ) -> io::Result<Endpoint> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let server =
-            Server { relay, listener, path: path.to_owned(), options, stop: Arc::clone(&stop), guest: None };
+        let server = Server {
+            relay,
+            listener,
+            path: path.to_owned(),
+            options,
+            stop: Arc::clone(&stop),
+            guest: None,
+            closed_until: None,
+        };
         let id = server.relay.id();
         let name = format!("vhost-{id}");
         let thread =
@@ -95,22 +106,27 @@ struct Server {
     stop: Arc<OwnedFd>,
     /// The session first: it ends, with its rings, before the front end sees that the connection is closed.
     guest: Option<(Session, Connection)>,
+    /// Until when nobody is let in.
+    closed_until: Option<Instant>,
 }
 
 impl Server {
     fn run(mut self) {
         let tick = Timespec::try_from(TICK).ok();
         loop {
+            self.closed_until = self.closed_until.filter(|until| Instant::now() < *until);
+            let closed = self.closed_until.is_some();
+            let welcome = if !closed { PollFlags::IN } else { PollFlags::empty() };
             let (stopped, waiting) = {
                 let mut fds = vec![
                     PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
-                    PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
+                    PollFd::from_borrowed_fd(self.listener.as_fd(), welcome),
                 ];
                 if let Some((session, connection)) = &self.guest {
                     fds.push(PollFd::from_borrowed_fd(connection.fd(), PollFlags::IN));
                     fds.push(PollFd::from_borrowed_fd(session.bell(), PollFlags::IN));
                 }
-                let timeout = tick.as_ref().filter(|_| self.guest.is_some());
+                let timeout = tick.as_ref().filter(|_| self.guest.is_some() || closed);
                 match poll(&mut fds, timeout) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
                     Err(error) => {
@@ -178,7 +194,11 @@ impl Server {
             Err(End::Left) => tracing::info!("relay {id}: VM disconnected from {path}"),
             Err(End::Fault(reason)) => tracing::warn!("relay {id}: disconnected {path}: {reason}"),
         }
-        self.guest = None;
+        if let Some((session, _connection)) = self.guest.take()
+            && session.end()
+        {
+            self.closed_until = Some(Instant::now() + PENANCE);
+        }
     }
 }
 

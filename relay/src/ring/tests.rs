@@ -413,7 +413,7 @@ fn polling_drivers_are_not_interrupted() {
     use rustix::event::{EventfdFlags, eventfd};
     let mut guest = Guest::new();
     let call = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
-    let ours = super::notify::Call::new(call.try_clone().unwrap()).unwrap();
+    let ours = super::notify::Call::new(call.try_clone().unwrap(), Arc::default()).unwrap();
     let mut ring = TransmitRing::new(
         SplitRing::new(&guest.config(), &guest.space, Some(ours)).unwrap().into(),
         0,

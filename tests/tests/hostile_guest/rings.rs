@@ -757,3 +757,53 @@ fn a_checksum_start_that_changes_all_the_time_is_read_once() {
         scene.relay_is_free_again();
     }
 }
+
+/// An interrupt descriptor that blocks costs a worker the time until the watchdog has noticed. A guest with many of them
+/// that leaves and comes again as fast as it can must not add that up.
+#[test]
+fn a_guest_that_comes_again_and_again_with_interrupts_that_block_costs_its_neighbour_little() {
+    use std::os::fd::{AsRawFd, BorrowedFd};
+    let mut scene = Scene::new();
+    let exchanged_within = |scene: &mut Scene, time: Duration| {
+        let (start, mut rounds) = (Instant::now(), 0u32);
+        while start.elapsed() < time {
+            scene.neighbour_goes_on();
+            rounds += 1;
+        }
+        rounds
+    };
+    let time = Duration::from_millis(2500);
+    let alone = exchanged_within(&mut scene, time);
+    let stop = AtomicBool::new(false);
+    let socket = scene.stand.socket(0);
+    let (beside, came) = std::thread::scope(|scope| {
+        let hostile = scope.spawn(|| {
+            let mut came = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let options = NicOptions { queue_pairs: 4, ..NicOptions::default() };
+                let Ok(mut nic) = GuestNic::connect(&socket, options) else { continue };
+                came += 1;
+                for call in nic.all_interrupts() {
+                    // SAFETY: the eventfd is open as long as the guest lives.
+                    let fd = unsafe { BorrowedFd::borrow_raw(call.as_raw_fd()) };
+                    let _ = call.read();
+                    let _ = call.write(u64::MAX - 1);
+                    rustix::fs::fcntl_setfl(fd, rustix::fs::OFlags::empty()).unwrap();
+                }
+                for pair in 0..4 {
+                    nic.send_on(pair, &[0; 12], &frame(0));
+                }
+                nic.flush();
+                // Before that can have been noticed, and after.
+                std::thread::sleep(Duration::from_millis(if came % 2 == 1 { 5 } else { 100 }));
+            }
+            came
+        });
+        let beside = exchanged_within(&mut scene, time);
+        stop.store(true, Ordering::Relaxed);
+        (beside, hostile.join().unwrap())
+    });
+    println!("{alone} rounds alone, {beside} beside a guest that came {came} times");
+    assert!(beside > alone / 3, "{beside} of {alone}, it came {came} times");
+    assert!(came <= 10, "it has to wait: it came {came} times");
+}
