@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn features_are_named() {
-        let guest = Guest::new(1 << 32 | 1 << 15 | 1 << 6, 2);
+        let guest = Guest::new(1 << 32 | 1 << 15 | 1 << 6, 2, None);
         assert_eq!(guest.features, "0x100008040");
         assert_eq!(guest.feature_names, ["bit6", "mrg_rxbuf", "version_1"]);
     }

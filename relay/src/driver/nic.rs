@@ -296,6 +296,11 @@ impl GuestNic {
         }
     }
 
+    /// The eventfds that the device interrupts, of all pairs.
+    pub fn all_interrupts(&self) -> impl Iterator<Item = &EventFd> {
+        self.pairs.iter().flat_map(|pair| [&pair.receive.call, &pair.transmit.call])
+    }
+
     /// The eventfds that the device interrupts, of the first pair: receive, transmit.
     pub fn interrupts(&self) -> [&EventFd; 2] {
         [&self.pairs[0].receive.call, &self.pairs[0].transmit.call]

@@ -29,6 +29,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// A session that lasted this long was a real one, even if no driver came up in the guest.
 const LASTING: Duration = Duration::from_secs(1);
 
+/// So long nobody is let in after a VM that made a worker wait. Ending that takes up to 60 ms, so that a VM that comes
+/// again and again takes some hundredths of its neighbours' time and no more.
+const PENANCE: Duration = Duration::from_secs(2);
+
 /// A vhost-user socket that is served. Dropping it disconnects its guest and removes the socket if it is ours.
 #[derive(Debug)]
 pub struct Endpoint {
@@ -91,6 +95,7 @@ impl Endpoint {
             positions,
             stop: Arc::clone(&stop),
             guest: None,
+            closed_until: None,
         };
         let name = format!("vhost-{id}");
         let thread =
@@ -151,6 +156,8 @@ struct Server {
     positions: Option<Arc<Mutex<Positions>>>,
     stop: Arc<OwnedFd>,
     guest: Option<Guest>,
+    /// Until when nobody is let in.
+    closed_until: Option<Instant>,
 }
 
 struct Guest {
@@ -168,10 +175,12 @@ struct Guest {
 impl Server {
     fn run(mut self) {
         loop {
+            self.closed_until = self.closed_until.filter(|until| Instant::now() < *until);
+            let welcome = if self.closed_until.is_none() { PollFlags::IN } else { PollFlags::empty() };
             let (stopped, waiting) = {
                 let mut fds = vec![
                     PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
-                    PollFd::from_borrowed_fd(self.source.fd(), PollFlags::IN),
+                    PollFd::from_borrowed_fd(self.source.fd(), welcome),
                 ];
                 if let Some(guest) = &self.guest {
                     fds.push(PollFd::from_borrowed_fd(guest.connection.fd(), PollFlags::IN));
@@ -210,6 +219,7 @@ impl Server {
     fn timeout(&self) -> Option<Duration> {
         match (&self.guest, &self.source) {
             (Some(_), _) => Some(TICK),
+            (None, _) if self.closed_until.is_some() => Some(TICK),
             (None, Source::Connecting(connector)) => Some(connector.wait(Instant::now())),
             (None, Source::Listening(_)) => None,
         }
@@ -234,6 +244,7 @@ impl Server {
 
     fn connect(&mut self) {
         if self.guest.is_none()
+            && self.closed_until.is_none()
             && let Source::Connecting(connector) = &mut self.source
             && let Some(stream) = connector.attempt(Instant::now())
         {
@@ -290,7 +301,11 @@ impl Server {
             End::Left => self.tell(Tone::News, format_args!("VM disconnected from {path}")),
             End::Fault(reason) => self.tell(Tone::Warning, format_args!("disconnected {path}: {reason}")),
         }
-        self.guest = None;
+        if let Some(Guest { session, connection: _connection, .. }) = self.guest.take()
+            && session.end()
+        {
+            self.closed_until = Some(Instant::now() + PENANCE);
+        }
         if let Source::Connecting(connector) = &mut self.source {
             connector.ended(good, Instant::now());
         }

@@ -166,8 +166,8 @@ pub struct Session {
     asked: BTreeSet<u64>,
     /// Rings ring it when they miss a translation.
     bell: Arc<OwnedFd>,
-    /// Whether a write to a call descriptor had to be ended, for each that was handed to a ring.
-    dead_calls: Vec<Arc<AtomicBool>>,
+    /// Whether a write to one of the call descriptors had to be ended: none is written to any more.
+    dead_calls: Arc<AtomicBool>,
 }
 
 impl Session {
@@ -195,7 +195,7 @@ impl Session {
             channel: None,
             asked: BTreeSet::new(),
             bell,
-            dead_calls: Vec::new(),
+            dead_calls: Arc::default(),
         })
     }
 
@@ -252,17 +252,21 @@ impl Session {
         if self.memory.is_poisoned() || self.log.as_ref().is_some_and(|log| log.is_poisoned()) {
             return Some("the VM took away memory that it had shared");
         }
-        let blocked = self.dead_calls.iter().any(|dead| dead.load(Ordering::Relaxed));
+        let blocked = self.dead_calls.load(Ordering::Relaxed);
         blocked.then_some("the VM made its interrupt descriptor block")
     }
 
-    fn call(&mut self, fd: Option<&OwnedFd>) -> Result<Option<Call>, Refusal> {
+    /// Ends the session; whether a worker, and with it all its guests, had to wait for this one.
+    pub fn end(mut self) -> bool {
+        // Who leaves at once may have a worker waiting at this moment.
+        self.stop_all(false);
+        self.dead_calls.load(Ordering::Relaxed)
+    }
+
+    fn call(&self, fd: Option<&OwnedFd>) -> Result<Option<Call>, Refusal> {
         let bad = |cause: std::io::Error| Refusal::Descriptor(format!("call descriptor: {cause}"));
-        let call = fd.map(|fd| Call::new(fd.try_clone()?)).transpose().map_err(bad)?;
-        // Front ends change it as often as they like; the rings keep those alive that are in use.
-        self.dead_calls.retain(|dead| Arc::strong_count(dead) > 1 || dead.load(Ordering::Relaxed));
-        self.dead_calls.extend(call.as_ref().map(Call::death));
-        Ok(call)
+        let call = |fd: &OwnedFd| Call::new(fd.try_clone()?, Arc::clone(&self.dead_calls));
+        fd.map(call).transpose().map_err(bad)
     }
 
     fn obey(&mut self, message: &mut Message) -> Result<Answer, Refusal> {

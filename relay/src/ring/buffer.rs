@@ -11,8 +11,12 @@ use crate::counters::DropReason;
 use crate::guest::memory::Place;
 use crate::guest::space::{AddressSpace, Translator};
 
-/// Descriptors that one burst looks at before the next lane has its turn: twice what a burst of full chains needs.
-pub(super) const BURST_DESCRIPTORS: u32 = 2 * BURST_SEGMENTS as u32;
+/// Descriptors that one burst looks at before the next lane has its turn; the chain that reaches it is walked to its end.
+///
+/// Drivers that mean their chains need 32 for a burst, or 64 (a header of its own), or 80 for four frames of 64 KiB in
+/// pages, so this is no limit to them. With one chain more of [`BURST_SEGMENTS`] it takes as long as copying 32 frames of
+/// 1514 bytes (`hostile_share`), which is what a neighbour at full load costs.
+pub(super) const BURST_DESCRIPTORS: u32 = BURST_SEGMENTS as u32 / 2;
 
 /// What a descriptor says of its buffer, in a local.
 #[derive(Clone, Copy, Debug)]

@@ -14,7 +14,8 @@ use rustix::fs::OFlags;
 /// writes to it.
 ///
 /// Whether a write to it may block is a property that the front end shares and can change at any time. A write that
-/// blocks all the same is ended from outside (see [`crate::interrupt`]); the descriptor is dead then.
+/// blocks all the same is ended from outside (see [`crate::interrupt`]); the descriptor is dead then, and with it all
+/// others of the same guest.
 #[derive(Debug)]
 pub struct Call {
     eventfd: File,
@@ -22,12 +23,12 @@ pub struct Call {
 }
 
 impl Call {
-    /// Takes a descriptor that a front end sent.
-    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+    /// Takes a descriptor that a front end sent. All of a guest share `dead`: who makes one block has no other tried.
+    pub fn new(fd: OwnedFd, dead: Arc<AtomicBool>) -> io::Result<Self> {
         check_eventfd(&fd)?;
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
-        Ok(Self { eventfd: File::from(fd), dead: Arc::default() })
+        Ok(Self { eventfd: File::from(fd), dead })
     }
 
     /// Adds one to the eventfd; returns whether that was done. A counter at its limit means that the guest has not even
@@ -44,11 +45,6 @@ impl Call {
             }
             _ => true,
         }
-    }
-
-    /// Becomes true when the front end made a write block: a reason to end its session.
-    pub fn death(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.dead)
     }
 }
 
@@ -72,8 +68,8 @@ mod tests {
     fn a_write_that_the_guest_makes_block_is_ended_and_not_tried_again() {
         let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let theirs = fd.try_clone().unwrap();
-        let call = Call::new(fd).unwrap();
-        let death = call.death();
+        let death = Arc::new(AtomicBool::new(false));
+        let call = Call::new(fd, Arc::clone(&death)).unwrap();
         rustix::io::write(&theirs, &(u64::MAX - 1).to_ne_bytes()).unwrap();
         rustix::fs::fcntl_setfl(&theirs, OFlags::empty()).unwrap();
         let (send, receive) = std::sync::mpsc::channel();
@@ -95,8 +91,8 @@ mod tests {
     fn a_full_eventfd_does_not_block_and_a_pipe_is_refused() {
         let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         rustix::io::write(&fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-        Call::new(fd).unwrap().notify();
+        Call::new(fd, Arc::default()).unwrap().notify();
         let (_, write) = std::io::pipe().unwrap();
-        assert!(Call::new(OwnedFd::from(write)).is_err());
+        assert!(Call::new(OwnedFd::from(write), Arc::default()).is_err());
     }
 }

@@ -116,7 +116,7 @@ fn deliver(
         if done > 0 && ring.is_exhausted() {
             break;
         }
-        match deliver_one(ring, rules, frame, segments, log) {
+        match deliver_one(ring, rules, frame, segments, log, done == 0) {
             Outcome::Delivered => {
                 delivered += 1;
                 bytes += u64::from(frame.len());
@@ -142,6 +142,7 @@ fn deliver_one(
     frame: &Frame,
     segments: &[Segment],
     log: Option<&DirtyLog>,
+    first: bool,
 ) -> Outcome {
     let mut copy = Copy {
         source: segments,
@@ -153,6 +154,15 @@ fn deliver_one(
     let mut left = frame.len() + rules.header;
     let mut chains = Chains::new();
     while left > 0 {
+        if !chains.is_empty() && ring.is_exhausted() {
+            // Each of its chains may be a long walk for a byte. With a burst of its own a frame gets what it needs of any
+            // driver that means it.
+            if first {
+                return give_up(ring, &chains, DropReason::TooManyBuffers);
+            }
+            ring.put_back(chains.iter().map(|(chain, _)| chain.slots).sum());
+            return Outcome::Full;
+        }
         let mut written = 0;
         let next = ring.next_chain(Access::Write, |piece| {
             let n = copy.fill(piece.segment.part(0, left - written), piece.gpa)?;
@@ -187,7 +197,9 @@ fn deliver_one(
         };
         ring.take(chain);
         if let Some(reason) = fault {
-            return give_up(ring, &chains, chain, reason);
+            give_up(ring, &chains, reason);
+            ring.complete(chain, 0);
+            return Outcome::Dropped(reason);
         }
         chains.push((chain, written));
         left -= written;
@@ -212,11 +224,10 @@ fn deliver_one(
 
 /// Gives the chains of an undeliverable frame back to the guest, empty.
 #[cold]
-fn give_up(ring: &mut impl Virtqueue, chains: &Chains, last: Chain, reason: DropReason) -> Outcome {
+fn give_up(ring: &mut impl Virtqueue, chains: &Chains, reason: DropReason) -> Outcome {
     for (chain, _) in chains {
         ring.complete(*chain, 0);
     }
-    ring.complete(last, 0);
     Outcome::Dropped(reason)
 }
 

@@ -59,7 +59,7 @@ impl TwoRegions {
     /// Fills the edges with bytes that are nowhere the same.
     pub fn fill(&self, nic: &GuestNic) {
         for edge in self.edges {
-            let bytes: Vec<u8> = (0..512).map(|n| (n * 31 >> 3) as u8 ^ (edge >> 12) as u8).collect();
+            let bytes: Vec<u8> = (0..512).map(|n| ((n * 31) >> 3) as u8 ^ (edge >> 12) as u8).collect();
             self.write(nic, edge - 256, &bytes);
         }
     }
@@ -112,6 +112,9 @@ fn memory_that_cannot_be_mapped_is_refused_and_the_guest_keeps_what_it_has() {
     fcntl_add_seals(&sealed, SealFlags::WRITE).unwrap();
     let future = memfd(0x2000, MemfdFlags::ALLOW_SEALING);
     fcntl_add_seals(&future, SealFlags::FUTURE_WRITE).unwrap();
+    // Where this test was built there is a disk.
+    let disk = tempfile::tempfile_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
+    disk.set_len(0x1000).unwrap();
     let good = || memfd(0x2000, MemfdFlags::empty());
     let (gpa, user) = (0x100_0000_0000u64, 0x7000_0000_0000u64);
     let bad: Vec<(&str, [u64; 4], OwnedFd)> = vec![
@@ -127,7 +130,12 @@ fn memory_that_cannot_be_mapped_is_refused_and_the_guest_keeps_what_it_has() {
         ("over the guest's own", [own_gpa + 0x1000, 0x1000, user, 0], good()),
         ("sealed against writing", [gpa, 0x2000, user, 0], sealed),
         ("sealed against more writing", [gpa, 0x2000, user, 0], future),
-        ("a file on a disk", [gpa, 0x1000, user, 0], File::open("/proc/self/exe").unwrap().into()),
+        ("a file on a disk", [gpa, 0x1000, user, 0], disk.into()),
+        (
+            "a file that cannot be written",
+            [gpa, 0x1000, user, 0],
+            File::open("/proc/self/exe").unwrap().into(),
+        ),
         ("no file", [gpa, 0x1000, user, 0], std::io::pipe().unwrap().0.into()),
         ("a device", [gpa, 0x1000, user, 0], File::open("/dev/zero").unwrap().into()),
         ("a directory", [gpa, 0x1000, user, 0], File::open("/tmp").unwrap().into()),
@@ -205,6 +213,7 @@ fn memory_that_is_truncated_in_the_middle_of_traffic_costs_its_guest_alone() {
             !back || gone()
         });
         assert!(gone && sent >= 500, "{sent} frames");
+        eventually("the guest is disconnected", || scene.stand.relay(0).status().guest.is_none());
         scene.neighbour_goes_on();
         drop(nic);
         scene.relay_is_free_again();
@@ -276,8 +285,9 @@ fn a_region_that_is_removed_is_not_read_any_more() {
 /// Has all writes logged in all of `log`, which has 1 MiB.
 fn log_to(nic: &mut GuestNic, log: &OwnedFd) {
     let mut wire = Wire::of(nic).unwrap();
-    wire.write_with(&message(request::SET_LOG_BASE, &words(&[1 << 20, 0])), &[log.as_fd()]).unwrap();
-    assert_eq!(wire.reply().unwrap(), (request::SET_LOG_BASE, vec![]));
+    let payload = words(&[1 << 20, 0]);
+    wire.write_with(&message(request::SET_LOG_BASE, &payload), &[log.as_fd()]).unwrap();
+    assert_eq!(wire.reply().unwrap(), (request::SET_LOG_BASE, payload));
 }
 
 /// CVE-2020-10722: size and offset of the log were added without looking, and its bits were written wherever that was.

@@ -173,6 +173,13 @@ fn descriptors_with_any_message_are_closed() {
             assert!(wire.is_closed(), "request {request} with {count} descriptors");
         }
     }
+    for (request, payload) in
+        [(request::GET_FEATURES, 0), (request::SET_OWNER, 0), (request::SET_VRING_NUM, 8)]
+    {
+        let mut wire = wire(&scene);
+        wire.write_with(&message(request, &vec![0; payload]), &[file.as_fd()]).unwrap();
+        assert!(wire.is_closed(), "request {request} is none that has a descriptor");
+    }
     // In the middle of a message, byte by byte.
     for _ in 0..5 {
         let mut wire = wire(&scene);

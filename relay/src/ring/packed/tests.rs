@@ -410,7 +410,7 @@ fn interrupted_guest(event_idx: bool) -> (Guest, PackedRing, std::os::fd::OwnedF
     guest.event_idx = event_idx;
     guest.ring.event_idx = event_idx;
     let call = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
-    let ours = Call::new(call.try_clone().unwrap()).unwrap();
+    let ours = Call::new(call.try_clone().unwrap(), Arc::default()).unwrap();
     let ring = PackedRing::new(&guest.config(), &guest.space, Some(ours)).unwrap();
     (guest, ring, call)
 }
@@ -928,7 +928,7 @@ fn two_threads_that_sleep_when_idle_wake_each_other_and_see_what_the_other_wrote
         (guest.event_idx, guest.ring.event_idx) = (event_idx, event_idx);
         let fresh = || eventfd(0, EventfdFlags::NONBLOCK).unwrap();
         let (call, kick) = (fresh(), fresh());
-        let ours = Call::new(call.try_clone().unwrap()).unwrap();
+        let ours = Call::new(call.try_clone().unwrap(), Arc::default()).unwrap();
         let mut ring = PackedRing::new(&guest.config(), &guest.space, Some(ours)).unwrap();
         let kicked = kick.try_clone().unwrap();
         let driver = std::thread::spawn(move || {
