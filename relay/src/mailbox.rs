@@ -78,6 +78,8 @@ impl WorkerHandle {
 
 impl Mailbox {
     /// Obeys all messages that wait; `false` when one said to end.
+    // Boxed as they come, see `Lanes`.
+    #[allow(clippy::vec_box)]
     #[inline]
     pub(crate) fn attend(&self, lanes: &mut Vec<Box<Lane>>) -> bool {
         handover::attend(&self.receiver, lanes)
