@@ -97,7 +97,7 @@ impl Forwarder {
             active: is_active(&status),
             guest_state: guest_state(status.guest_state),
             device_state: device_state(status.device_state),
-            guest: status.guest.map(|guest| Guest::new(guest.features, 1)),
+            guest: status.guest.map(|guest| Guest::new(guest.features, status.queue_pairs, guest.mtu)),
             cpus: cpus(&status),
             device: status.device.map(|device| {
                 let identity = device.identity;

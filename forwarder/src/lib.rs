@@ -8,5 +8,6 @@ pub mod device;
 pub mod metrics;
 pub mod placement;
 pub mod service;
+mod state;
 pub mod watchdog;
 pub mod worker;

@@ -50,6 +50,9 @@ const LANE_COUNTERS: &[(&str, &str, Pick)] = &[
     ("tx_frames", "Frames given to the sink of a direction", |c| &c.tx_frames),
     ("tx_bytes", "Bytes of those frames, without FCS", |c| &c.tx_bytes),
     ("interrupts", "Times the guest was interrupted", |c| &c.interrupts),
+    ("bad_available_index", "Times a ring was taken as empty since its index was out of reach", |c| {
+        &c.bad_available_index
+    }),
 ];
 
 impl Relays {

@@ -8,25 +8,27 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use control::server::Server;
 use pmd::VfOptions;
 use relay::Relay;
 use relay::guest::endpoint::Endpoint;
 use relay::guest::features::GuestOptions;
 use relay::guest::socket::{SocketOwner, listen, prepare_directory};
+use relay::guest::watch::DirectoryWatch;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::config::{Config, InitialDevice};
 use crate::daemon::Forwarder;
 use crate::placement::place;
+use crate::state::State;
 use crate::watchdog::{Watch, Watchdog, tell_systemd};
 use crate::worker::Worker;
 
 /// Serves until SIGTERM or SIGINT; SIGHUP (a closed terminal) does not end it.
 pub fn run(config: &Config) -> anyhow::Result<()> {
-    complain(config)?;
+    complain(config);
     let begin = Instant::now();
     // Signals first: one that comes during the start ends it in order.
     let mut signals =
@@ -38,7 +40,12 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .context("cannot start the watchdog")?;
     let server = Server::bind(&config.control)?;
     let relays = make_relays(config, &workers)?;
-    let endpoints = if config.sockets.dynamic { Vec::new() } else { serve(config, &relays)? };
+    let watch = (0..config.relays)
+        .any(|id| config.is_client(id))
+        .then(|| DirectoryWatch::start(&config.sockets.directory))
+        .transpose()
+        .with_context(|| format!("cannot watch {}", config.sockets.directory.display()))?;
+    let endpoints = if config.sockets.dynamic { Vec::new() } else { serve(config, &relays, watch.as_ref())? };
     let forwarder = Arc::new(Forwarder::new(relays, endpoints, VfOptions::default()));
     let control = server.spawn(forwarder.clone()).context("no control thread")?;
     tracing::info!(
@@ -68,6 +75,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         tracing::warn!("control socket: {error}");
     }
     forwarder.stop();
+    drop(watch);
     drop(workers);
     tracing::info!("stopped");
     Ok(())
@@ -83,14 +91,8 @@ fn allow_descriptors() {
     }
 }
 
-/// Says what of the configuration this version cannot do: an error where guests would not work.
-fn complain(config: &Config) -> anyhow::Result<()> {
-    if config.sockets.client {
-        bail!(
-            "vhost-user client mode is not available in this version: leave --vhostuser-client and \
-             VIRTIOFWD_VHOST_CLIENT out, and have QEMU connect (chardev without server=on)"
-        );
-    }
+/// Says what of the configuration this version cannot do.
+fn complain(config: &Config) {
     let missing = [
         (config.sockets.dynamic, "--dynamic-sockets: sockets cannot be added at run time; relays have none"),
         (config.vf_token.is_some(), "--vfio-vf-token: VFs whose PF is held by VFIO cannot be opened"),
@@ -98,7 +100,6 @@ fn complain(config: &Config) -> anyhow::Result<()> {
     for (_, sentence) in missing.iter().filter(|(asked, _)| *asked) {
         tracing::warn!("not available in this version: {sentence}");
     }
-    Ok(())
 }
 
 fn make_relays(config: &Config, workers: &[Worker]) -> anyhow::Result<Vec<Arc<Relay>>> {
@@ -110,16 +111,29 @@ fn make_relays(config: &Config, workers: &[Worker]) -> anyhow::Result<Vec<Arc<Re
     (0..config.relays).map(relay).collect()
 }
 
-fn serve(config: &Config, relays: &[Arc<Relay>]) -> anyhow::Result<Vec<Endpoint>> {
+fn serve(
+    config: &Config,
+    relays: &[Arc<Relay>],
+    watch: Option<&DirectoryWatch>,
+) -> anyhow::Result<Vec<Endpoint>> {
     let owner = SocketOwner { user: config.sockets.owner, group: config.sockets.group };
-    let guest =
-        GuestOptions { mergeable: config.guest.mergeable_buffers, segmentation: config.guest.segmentation };
     prepare_directory(&config.sockets.directory, owner)?;
+    let state = State::beside(&config.control.socket);
     let endpoint = |relay: &Arc<Relay>| {
-        let path = config.sockets.path(relay.id());
-        let listener = listen(&path, owner)?;
-        Endpoint::start(Arc::clone(relay), listener, &path, guest)
-            .with_context(|| format!("no thread to serve {}", path.display()))
+        let id = relay.id();
+        let path = config.sockets.path(id);
+        let positions = state.positions(id);
+        let guest = GuestOptions {
+            mergeable: config.guest.mergeable_buffers,
+            segmentation: config.guest.segmentation,
+            udp_segmentation: false,
+            mtu: config.mtu(id),
+        };
+        let endpoint = match watch.filter(|_| config.is_client(id)) {
+            Some(watch) => Endpoint::connecting(Arc::clone(relay), &path, owner, watch, guest, positions),
+            None => Endpoint::start(Arc::clone(relay), listen(&path, owner)?, &path, guest, positions),
+        };
+        endpoint.with_context(|| format!("no thread to serve {}", path.display()))
     };
     relays.iter().map(endpoint).collect()
 }

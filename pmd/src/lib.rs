@@ -12,6 +12,7 @@ pub mod igbvf;
 pub mod intel;
 pub mod mac;
 pub mod memory;
+pub mod net_header;
 pub mod offload;
 pub mod pci;
 pub mod registers;

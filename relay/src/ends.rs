@@ -86,12 +86,12 @@ impl Ends {
 
     /// Makes the lanes that these ends allow; what is not part of one stays.
     pub fn lanes(&mut self, relay: u32, counters: &RelayCounters) -> Vec<Lane> {
-        let from_guest = self.from_guest(relay, counters);
-        let from_device = self.from_device(relay, counters);
+        let from_guest = self.guest_lane(relay, counters);
+        let from_device = self.device_lane(relay, counters);
         from_guest.into_iter().chain(from_device).collect()
     }
 
-    fn from_guest(&mut self, relay: u32, counters: &RelayCounters) -> Option<Lane> {
+    fn guest_lane(&mut self, relay: u32, counters: &RelayCounters) -> Option<Lane> {
         let rings: Vec<TransmitRing> = self.guest_transmit.iter_mut().filter_map(Option::take).collect();
         if rings.is_empty() {
             return None;
@@ -118,7 +118,7 @@ impl Ends {
         Some(Lane::new(key, rings.into_iter().map(Source::Guest).collect(), sinks, paths, counters))
     }
 
-    fn from_device(&mut self, relay: u32, counters: &RelayCounters) -> Option<Lane> {
+    fn device_lane(&mut self, relay: u32, counters: &RelayCounters) -> Option<Lane> {
         if self.device_receive.is_empty() {
             return None;
         }

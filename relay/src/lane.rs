@@ -65,6 +65,8 @@ impl fmt::Display for LaneKey {
 }
 
 /// Where frames come from.
+// Lanes keep these in place for long, and look into them without another indirection.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum Source {
     /// A guest's transmit queue.
@@ -85,6 +87,7 @@ pub struct DeviceSink {
 }
 
 /// Where frames go.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum Sink {
     /// A guest's receive queue.

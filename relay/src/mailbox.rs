@@ -81,6 +81,8 @@ impl Mailbox {
     // Boxed as they come, see `Lanes`.
     #[allow(clippy::vec_box)]
     #[inline]
+    // As [`crate::relay::Lanes`] keeps them.
+    #[allow(clippy::vec_box)]
     pub(crate) fn attend(&self, lanes: &mut Vec<Box<Lane>>) -> bool {
         handover::attend(&self.receiver, lanes)
     }

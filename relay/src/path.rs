@@ -15,6 +15,8 @@ pub const GUEST_PATIENCE: Duration = Duration::from_millis(1);
 /// Frames wait this long for a device that takes nothing. The guest's own queue holds back meanwhile, so this is only
 /// about devices that stand still; it is far below the 5 s after which a Linux guest resets its NIC.
 pub const DEVICE_PATIENCE: Duration = Duration::from_millis(100);
+/// Frames wait this long for the address of a guest's buffer, which its front end is asked for.
+pub const TRANSLATION_PATIENCE: Duration = Duration::from_millis(100);
 /// Bursts of frames that are cut in software in one pass, so that one guest's long frames do not hold up the others.
 const CUTS_AT_ONCE: usize = 2;
 
@@ -208,6 +210,8 @@ impl Path {
         let since = *self.waiting.since.get_or_insert(now);
         let (patience, reason) = match sink {
             Sink::Device(..) => (DEVICE_PATIENCE, DropReason::VfQueueFull),
+            // Behind a virtual IOMMU the front end is asked for each address first.
+            Sink::Guest(ring) if ring.is_unmapped() => (TRANSLATION_PATIENCE, DropReason::GuestQueueFull),
             _ => (GUEST_PATIENCE, DropReason::GuestQueueFull),
         };
         if now.duration_since(since) >= patience && !self.has_lent() {

@@ -85,6 +85,8 @@ pub struct RelayStatus {
     pub guest: Option<GuestStatus>,
     /// State of the guest's rings.
     pub guest_state: GuestState,
+    /// Queue pairs of which both rings run.
+    pub queue_pairs: u32,
     /// The device, if there is one.
     pub device: Option<DeviceStatus>,
     /// State of the device.
@@ -151,6 +153,9 @@ pub(crate) struct DeviceSlot {
     /// How to reach the device's control thread; `None` while the device is being opened, and for a cable.
     pub(crate) control: Option<Sender<ToDevice>>,
 }
+
+/// Of all virtqueues those that receive: the even ones.
+const RECEIVE_RINGS: u64 = 0x5555_5555_5555_5555;
 
 #[derive(Debug)]
 pub(crate) struct State {
@@ -221,6 +226,7 @@ impl Relay {
         RelayStatus {
             guest: state.guest,
             guest_state: state.guest_state(),
+            queue_pairs: (state.running & state.running >> 1 & RECEIVE_RINGS).count_ones(),
             device: state.device.as_ref().map(|device| device.status.clone()),
             device_state: state.device.as_ref().map_or(DeviceState::Uninit, |device| device.state),
             vf_to_vm_cpu: state.placement.vf_to_vm.cpu,
@@ -281,8 +287,11 @@ impl Relay {
     fn attach(&self, index: usize, put: impl FnOnce(&mut Ends)) {
         let mut state = self.lock();
         self.rebuild(&mut state, Borrowed::Keep, put);
-        state.running |= 1 << index;
-        state.guest_changed();
+        let bit = 1 << index;
+        if state.running & bit == 0 {
+            state.running |= bit;
+            state.guest_changed();
+        }
     }
 
     /// Takes a ring of the guest away, by the index of its virtqueue (even: receive, odd: transmit). When this returns,
@@ -290,21 +299,31 @@ impl Relay {
     /// aborting a queue takes. Returns where the ring stands; `None` when it did not run.
     pub fn detach_ring(&self, index: usize) -> Option<u32> {
         let mut state = self.lock();
+        let base = self.take_ring(&mut state, index);
+        state.running &= !(1 << index);
+        state.guest_changed();
+        base
+    }
+
+    /// As [`detach_ring`](Self::detach_ring), for a ring that will be back in a moment: the device goes on meanwhile.
+    pub fn suspend_ring(&self, index: usize) -> Option<u32> {
+        self.take_ring(&mut self.lock(), index)
+    }
+
+    fn take_ring(&self, state: &mut State, index: usize) -> Option<u32> {
         let pair = index / 2;
         let receives = index.is_multiple_of(2);
         let borrowed = if receives { Borrowed::Keep } else { Borrowed::TakeBack };
-        let base = self.rebuild(&mut state, borrowed, |ends| {
+        let base = self.rebuild(state, borrowed, |ends| {
             if receives {
                 ends.guest_receive.get_mut(pair)?.take().map(|mut ring| ring.ring().finish())
             } else {
                 ends.guest_transmit.get_mut(pair)?.take().map(|mut ring| ring.ring().finish())
             }
         });
-        state.running &= !(1 << index);
         if std::mem::take(&mut state.queue_is_dead) {
             state.tell_device(|| ToDevice::Restart);
         }
-        state.guest_changed();
         base
     }
 
@@ -431,8 +450,7 @@ impl State {
 
     /// Whether a receive queue runs and a transmit queue.
     fn runs_both_ways(&self) -> bool {
-        const RECEIVE: u64 = 0x5555_5555_5555_5555;
-        self.running & RECEIVE != 0 && self.running & !RECEIVE != 0
+        self.running & RECEIVE_RINGS != 0 && self.running & !RECEIVE_RINGS != 0
     }
 
     fn set_device_state(&mut self, new: DeviceState) {

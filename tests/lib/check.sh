@@ -110,6 +110,8 @@ says() { grep -Eqi -- "$2" "$OUT/$1.log"; }
 finish() {
     local status=$? name
     trap - EXIT
+    # A child that a signal reaches before it is another program has inherited this trap.
+    [ "$BASHPID" = $$ ] || exit "$status"
     for name in "${!pids[@]}"; do stop "$name" TERM 5; done
     if declare -F cleanup > /dev/null; then cleanup; fi
     rm -f "$scratch"

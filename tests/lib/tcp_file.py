@@ -26,7 +26,7 @@ def connect(host, port):
 
 
 def accept(port):
-    listener = socket.create_server(("", int(port)))
+    listener = socket.create_server(("", int(port)), family=socket.AF_INET6, dualstack_ipv6=True)
     listener.settimeout(120)
     return listener.accept()[0]
 

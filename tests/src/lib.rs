@@ -2,6 +2,11 @@
 
 pub mod answer;
 pub mod device;
+pub mod flows;
 pub mod frames;
+pub mod messages;
+pub mod packets;
+pub mod process;
+pub mod scene;
 pub mod stand;
 pub mod wait;

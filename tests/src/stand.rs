@@ -11,9 +11,14 @@ use relay::driver::nic::{GuestNic, NicError, NicOptions};
 use relay::guest::endpoint::Endpoint;
 use relay::guest::features::GuestOptions;
 use relay::guest::socket::{SocketOwner, listen};
+use relay::guest::watch::DirectoryWatch;
 use relay::relay::{GuestState, Placement};
 
 use crate::wait::eventually;
+
+/// All that can be offered.
+const OFFER: GuestOptions =
+    GuestOptions { mergeable: true, segmentation: true, udp_segmentation: true, mtu: None };
 
 /// Some relays on one worker.
 #[derive(Debug)]
@@ -23,7 +28,8 @@ pub struct Stand {
     relays: Vec<Arc<Relay>>,
     _watchdog: Watchdog,
     _worker: Worker,
-    folder: tempfile::TempDir,
+    watch: DirectoryWatch,
+    _folder: tempfile::TempDir,
 }
 
 impl Stand {
@@ -33,20 +39,53 @@ impl Stand {
     /// When the machine has no room for it.
     #[allow(clippy::expect_used)]
     pub fn new(relays: u32) -> Self {
+        let mut stand = Self::without_sockets(relays);
+        let endpoint = |relay: &Arc<Relay>| {
+            let path = stand.socket(relay.id() as usize);
+            let listener = listen(&path, SocketOwner::default()).expect("a socket");
+            Endpoint::start(Arc::clone(relay), listener, &path, OFFER, None).expect("a thread")
+        };
+        stand.endpoints = stand.relays.iter().map(endpoint).collect();
+        stand
+    }
+
+    /// The same with sockets that guests make ([`Stand::socket`] says where), to which the relays connect.
+    ///
+    /// # Panics
+    /// When the machine has no room for it.
+    #[allow(clippy::expect_used)]
+    pub fn of_clients(relays: u32) -> Self {
+        let mut stand = Self::without_sockets(relays);
+        stand.reconnect();
+        stand
+    }
+
+    /// Ends all endpoints, as the end of a daemon would, and makes others, which connect to the guests' sockets.
+    ///
+    /// # Panics
+    /// When the machine has no room for it.
+    #[allow(clippy::expect_used)]
+    pub fn reconnect(&mut self) {
+        self.endpoints.clear();
+        let endpoint = |relay: &Arc<Relay>| {
+            let (path, owner) = (self.socket(relay.id() as usize), SocketOwner::default());
+            Endpoint::connecting(Arc::clone(relay), &path, owner, &self.watch, OFFER, None).expect("a thread")
+        };
+        self.endpoints = self.relays.iter().map(endpoint).collect();
+    }
+
+    #[allow(clippy::expect_used)]
+    fn without_sockets(relays: u32) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        let sockets = folder.path().join("sockets");
+        std::fs::create_dir(&sockets).expect("a folder");
+        let watch = DirectoryWatch::start(&sockets).expect("a watch");
         let cpu = core_affinity_of_last();
         let worker = Worker::start(cpu, Idle::Adaptive).expect("a worker");
         let placement = Placement { vf_to_vm: worker.handle().clone(), vm_to_vf: worker.handle().clone() };
         let relays: Vec<_> = (0..relays).map(|id| Arc::new(Relay::new(id, placement.clone()))).collect();
-        let endpoint = |relay: &Arc<Relay>| {
-            let path = folder.path().join(format!("{}.sock", relay.id()));
-            let listener = listen(&path, SocketOwner::default()).expect("a socket");
-            Endpoint::start(Arc::clone(relay), listener, &path, GuestOptions::default()).expect("a thread")
-        };
-        let endpoints = relays.iter().map(endpoint).collect();
-        let watch = Watch::new([&worker], Instant::now());
-        let watchdog = Watchdog::start(watch, |_| ()).expect("a thread");
-        Self { endpoints, relays, _watchdog: watchdog, _worker: worker, folder }
+        let watchdog = Watchdog::start(Watch::new([&worker], Instant::now()), |_| ()).expect("a thread");
+        Self { endpoints: Vec::new(), relays, _watchdog: watchdog, _worker: worker, watch, _folder: folder }
     }
 
     /// A relay.
@@ -56,7 +95,7 @@ impl Stand {
 
     /// The path of a relay's socket.
     pub fn socket(&self, id: usize) -> PathBuf {
-        self.folder.path().join(format!("{id}.sock"))
+        self.watch.directory().join(format!("{id}.sock"))
     }
 
     /// Gives relay `id` a cable.

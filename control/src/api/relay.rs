@@ -96,13 +96,15 @@ pub struct Guest {
     pub features: String,
     /// Negotiated virtio features by name.
     pub feature_names: Vec<String>,
-    /// Queue pairs that the driver has set up.
+    /// Queue pairs that run.
     pub queue_pairs: u32,
+    /// MTU in bytes that the front end has set; `null` if it has set none.
+    pub mtu: Option<u16>,
 }
 
 impl Guest {
     /// Names the features of a virtio-net device.
-    pub fn new(features: u64, queue_pairs: u32) -> Self {
+    pub fn new(features: u64, queue_pairs: u32, mtu: Option<u16>) -> Self {
         let feature_names = (0..64)
             .filter(|bit| features & (1 << bit) != 0)
             .map(|bit| {
@@ -110,7 +112,7 @@ impl Guest {
                 known.map_or_else(|| format!("bit{bit}"), |(_, name)| (*name).to_owned())
             })
             .collect();
-        Self { features: format!("{features:#x}"), feature_names, queue_pairs }
+        Self { features: format!("{features:#x}"), feature_names, queue_pairs, mtu }
     }
 }
 

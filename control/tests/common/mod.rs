@@ -42,7 +42,7 @@ impl FakeDaemon {
             link: Link { up: true, speed: Some(1000) },
             max_frame: 9234,
         };
-        let guest = Some(Guest::new(1 << 32, 1));
+        let guest = Some(Guest::new(1 << 32, 1, None));
         let relays = vec![
             Relay {
                 active: true,

@@ -47,6 +47,16 @@ pub(super) type Text = Sourced<String>;
 pub(super) type Switch = Sourced<bool>;
 /// Several words. A list in a higher place replaces the one in a lower place.
 pub(super) type List = Vec<Sourced<String>>;
+/// What is said of single relays.
+pub(super) type Tables = Vec<RelayTable>;
+
+/// What is said of one relay.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct RelayTable {
+    pub(super) id: Text,
+    pub(super) vhostuser_client: Option<Switch>,
+    pub(super) mtu: Option<Text>,
+}
 
 macro_rules! layer {
     ($($field:ident: $kind:ty,)*) => {
@@ -86,6 +96,7 @@ layer! {
     control_group: Text,
     metrics_listen: Text,
     idle: Text,
+    relay: Tables,
 }
 
 /// Something to be said once the log is open.

@@ -15,6 +15,7 @@ mod sockets;
 mod toml_file;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,8 @@ pub struct Config {
     pub pins: Pins,
     /// What VMs are offered.
     pub guest: GuestOffer,
+    /// What is set for single relays, by their ids.
+    pub relay: BTreeMap<u32, RelaySettings>,
     /// Token for VFs whose PF is held by VFIO, too.
     pub vf_token: Option<String>,
     /// How much to log.
@@ -60,6 +63,15 @@ pub struct Config {
     pub idle: Idle,
     /// The control socket, its group, and the address for metrics.
     pub control: ServerConfig,
+}
+
+/// What is set for one relay, over what holds for all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RelaySettings {
+    /// Whether the VM makes the socket; `None`: as [`Sockets::client`] says.
+    pub client: Option<bool>,
+    /// The MTU that the VM is told, in bytes; `None`: none.
+    pub mtu: Option<u16>,
 }
 
 /// The vhost-user sockets.
@@ -73,7 +85,7 @@ pub struct Sockets {
     pub owner: Option<u32>,
     /// Their group; `None`: the daemon's group.
     pub group: Option<u32>,
-    /// VMs make the sockets, the daemon connects.
+    /// VMs make the sockets, the daemon connects; single relays may do otherwise ([`Config::is_client`]).
     pub client: bool,
     /// None are made at start.
     pub dynamic: bool,
@@ -160,6 +172,16 @@ impl Default for Locations {
 }
 
 impl Config {
+    /// Whether the VM of relay `id` makes the socket and the daemon connects to it.
+    pub fn is_client(&self, id: u32) -> bool {
+        self.relay.get(&id).and_then(|relay| relay.client).unwrap_or(self.sockets.client)
+    }
+
+    /// The MTU that the VM of relay `id` is told, in bytes.
+    pub fn mtu(&self, id: u32) -> Option<u16> {
+        self.relay.get(&id)?.mtu
+    }
+
     /// Reads the files and puts everything together. The notices are for the log, once it is open.
     pub fn load(
         options: &Options,

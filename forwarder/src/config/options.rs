@@ -73,7 +73,7 @@ struct Settings {
     /// Group of the vhost-user sockets; without a value, or not given: the group that the daemon runs as.
     #[arg(short = 'g', long, value_name = "GROUP", num_args = 0..=1, default_missing_value = "")]
     vhost_groupname: Option<String>,
-    /// The VM's side makes the sockets and the daemon connects to them. Not in this version.
+    /// The VMs make the sockets and the daemon connects to them, as soon and as often as they are there.
     #[arg(short = 'i', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     vhostuser_client: Option<bool>,
     /// Make no sockets at start. They cannot be made later in this version.
@@ -182,6 +182,7 @@ impl Options {
             control_group: one(&given.control_group, "--control-group"),
             metrics_listen: one(&given.metrics_listen, "--metrics-listen"),
             idle: one(&given.idle, "--idle"),
+            relay: None,
         }
     }
 

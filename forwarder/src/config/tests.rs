@@ -55,6 +55,7 @@ fn without_any_word_there_is_a_configuration() {
     assert_eq!(config.sockets.path(3), Path::new("/tmp/virtio-forwarder/virtio-forwarder3.sock"));
     assert_eq!((config.sockets.owner, config.sockets.group), (Some(64055), Some(108)), "libvirt's accounts");
     assert!(!config.sockets.client && !config.sockets.dynamic);
+    assert_eq!((config.is_client(3), config.mtu(3)), (false, None));
     assert_eq!(config.guest, GuestOffer::default());
     assert_eq!((config.devices, config.pins), (vec![], Pins::new()));
     assert_eq!(config.vf_token, None);
@@ -132,6 +133,44 @@ fn everything_can_be_said_in_each_place() {
     let expected = format!("{by_toml:?}");
     assert_eq!(format!("{:?}", Scene::new().with("defaults", defaults).config("")), expected);
     assert_eq!(format!("{:?}", Scene::new().config(flags)), expected);
+}
+
+#[test]
+fn single_relays_differ_from_the_rest() {
+    let tables = "
+        [[relay]]
+        id = 3
+        vhostuser-client = true
+        mtu = 9000
+        [[relay]]
+        id = 4
+        vhostuser-client = false
+        [[relay]]
+        id = 5
+        mtu = 1500
+    ";
+    let scene = Scene::new().with("config.toml", tables);
+    let modes = |line: &str| {
+        let config = scene.config(line);
+        [2, 3, 4, 5].map(|id| (config.is_client(id), config.mtu(id)))
+    };
+    assert_eq!(modes(""), [(false, None), (true, Some(9000)), (false, None), (false, Some(1500))]);
+    let clients = [(true, None), (true, Some(9000)), (false, None), (true, Some(1500))];
+    assert_eq!(modes("--vhostuser-client"), clients);
+
+    let wrong =
+        "relays = 4\n[[relay]]\nid = 4\n[[relay]]\nid = 1\nmtu = 67\n[[relay]]\nid = 1\nmtu = 65536\n";
+    let mistakes = Scene::new().with("config.toml", wrong).mistakes("");
+    let says = [
+        ":3: id: there is no relay 4",
+        ":6: mtu: '67' is no MTU",
+        ":9: mtu: '65536' is no MTU",
+        ":8: id: relay 1 has a table before",
+    ];
+    assert_eq!(mistakes.len(), says.len(), "{mistakes:#?}");
+    for (mistake, says) in mistakes.iter().zip(says) {
+        assert!(mistake.contains(says), "{mistake}\n{says}");
+    }
 }
 
 #[test]
@@ -253,4 +292,5 @@ fn the_files_that_we_ship_are_valid() {
     assert!(offered.lines().count() > 10);
     let config = Scene::new().with("config.toml", &offered).config("");
     assert_eq!((config.devices.len(), config.pins.len()), (4, 2));
+    assert_eq!((config.is_client(5), config.mtu(5)), (true, Some(9000)));
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use toml::Spanned;
 
-use super::layer::{Layer, List, Origin, Sourced, Switch, Text};
+use super::layer::{Layer, List, Origin, RelayTable, Sourced, Switch, Text};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -32,6 +32,16 @@ struct File {
     control_group: Option<Spanned<Words>>,
     metrics_listen: Option<Spanned<Words>>,
     idle: Option<Spanned<Words>>,
+    relay: Option<Vec<Relay>>,
+}
+
+/// A `[[relay]]` table: settings of one relay, over those for all.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Relay {
+    id: Spanned<Words>,
+    vhostuser_client: Option<Spanned<bool>>,
+    mtu: Option<Spanned<Words>>,
 }
 
 /// A string, a number, or a list of them: `"1,2"`, `64`, `[1, 2]`.
@@ -143,6 +153,13 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Layer, String> {
             value.into_inner().0.into_iter().map(|word| Sourced::new(word, origin.clone())).collect()
         })
     };
+    let relay = |table: Relay| -> Option<RelayTable> {
+        Some(RelayTable {
+            id: word("id", Some(table.id))?,
+            vhostuser_client: switch("vhostuser-client", table.vhostuser_client),
+            mtu: word("mtu", table.mtu),
+        })
+    };
     Ok(Layer {
         cpus,
         vhost_path: word("vhost-path", file.vhost_path),
@@ -164,6 +181,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Layer, String> {
         control_group: word("control-group", file.control_group),
         metrics_listen: word("metrics-listen", file.metrics_listen),
         idle: word("idle", file.idle),
+        relay: file.relay.map(|tables| tables.into_iter().filter_map(relay).collect()),
     })
 }
 
@@ -209,6 +227,20 @@ mod tests {
     }
 
     #[test]
+    fn single_relays_have_tables() {
+        let layer =
+            read("relays = 8\n[[relay]]\nid = 3\nvhostuser-client = true\nmtu = 9000\n[[relay]]\nid = 4\n")
+                .unwrap();
+        let [three, four] = &layer.relay.unwrap()[..] else { panic!("two tables") };
+        assert_eq!((three.id.value.as_str(), four.id.value.as_str()), ("3", "4"));
+        assert_eq!(four.id.origin.to_string(), "c.toml:7: id");
+        assert!(three.vhostuser_client.as_ref().unwrap().value);
+        assert_eq!(three.mtu.as_ref().unwrap().value, "9000");
+        assert_eq!((&four.vhostuser_client, &four.mtu), (&None, &None));
+        assert_eq!(read("").unwrap().relay, None);
+    }
+
+    #[test]
     fn mistakes_are_told_by_line_and_key() {
         for (text, says) in [
             ("cpus = [1]\ncpu = 2\n", "c.toml:2: unknown field `cpu`"),
@@ -218,6 +250,8 @@ mod tests {
             ("cpus = 2\n", "decimal numbers ([1, 2])"),
             ("\ncpus = [1, 0x2]\n", "c.toml:2: cpus: a string"),
             ("cpus = \n", "c.toml:1: "),
+            ("relays = 8\n[[relay]]\nid = 1\nmut = 9000\n", "c.toml:4: unknown field `mut`"),
+            ("relays = 8\n[[relay]]\nmtu = 9000\n", "c.toml:2: missing field `id`"),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");

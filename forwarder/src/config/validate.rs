@@ -1,5 +1,6 @@
 //! From raw text to a configuration that makes sense, with all mistakes at once.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -7,10 +8,10 @@ use control::api::{DEFAULT_SOCKET, DeviceSpec, PciAddress};
 use control::server::ServerConfig;
 use nix::unistd::{Group, User};
 
-use super::layer::{Layer, List, Notice, Sourced, Switch, Text};
+use super::layer::{Layer, List, Notice, Sourced, Switch, Tables, Text};
 use super::machine::{self, Machine};
 use super::sockets::SocketPattern;
-use super::{Config, DEFAULT_VHOST_PATH, GuestOffer, InitialDevice, LogLevel, Sockets};
+use super::{Config, DEFAULT_VHOST_PATH, GuestOffer, InitialDevice, LogLevel, RelaySettings, Sockets};
 use crate::placement::Pins;
 use crate::worker::Idle;
 
@@ -43,6 +44,7 @@ impl Validator<'_> {
         );
         let devices = self.devices(relays, layer.add_pci_vf, layer.add_device);
         let pins = self.pins(relays, &cpus, layer.virtio_cpu);
+        let relay = self.relay_tables(relays, layer.relay);
         let mut control = ServerConfig::new(self.text(layer.control_socket, DEFAULT_SOCKET.into(), path));
         control.group = self.text(layer.control_group, None, group);
         control.metrics_listen = self.text(layer.metrics_listen, None, |text| {
@@ -64,6 +66,7 @@ impl Validator<'_> {
             devices,
             pins,
             guest,
+            relay,
             vf_token: self.text(layer.vfio_vf_token, None, vf_token),
             log_level: self.log_level(layer.loglevel),
             idle: self.text(layer.idle, Idle::Adaptive, idle),
@@ -147,6 +150,26 @@ impl Validator<'_> {
         map
     }
 
+    fn relay_tables(&mut self, relays: u32, tables: Option<Tables>) -> BTreeMap<u32, RelaySettings> {
+        let mut map = BTreeMap::new();
+        for table in tables.into_iter().flatten() {
+            let settings = RelaySettings {
+                client: table.vhostuser_client.as_ref().map(|switch| switch.value),
+                mtu: self.text(table.mtu, None, mtu),
+            };
+            match relay(&table.id.value, relays) {
+                Err(mistake) => self.mistake(&table.id, &mistake),
+                Ok(id) if map.contains_key(&id) => {
+                    self.mistake(&table.id, &format!("relay {id} has a table before; join the two"));
+                }
+                Ok(id) => {
+                    map.insert(id, settings);
+                }
+            }
+        }
+        map
+    }
+
     fn log_level(&mut self, text: Option<Text>) -> LogLevel {
         let at = text.clone();
         let level = self.text(text, LogLevel::default().0, |text| {
@@ -158,6 +181,12 @@ impl Validator<'_> {
         }
         LogLevel(level.min(7))
     }
+}
+
+/// The limits are those of the virtio specification (5.1.4.1).
+fn mtu(text: &str) -> Result<Option<u16>, String> {
+    let number = text.parse().ok().filter(|mtu| *mtu >= 68);
+    number.map(Some).ok_or_else(|| format!("'{text}' is no MTU; write a number of bytes from 68 to 65535"))
 }
 
 fn on(switch: &Option<Switch>) -> bool {

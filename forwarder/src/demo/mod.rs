@@ -46,5 +46,5 @@ fn serve(relay: &Arc<Relay>, directory: &Path) -> anyhow::Result<Endpoint> {
     let path = directory.join("virtio-forwarder0.sock");
     prepare_directory(directory, SocketOwner::default())?;
     let listener = listen(&path, SocketOwner::default())?;
-    Ok(Endpoint::start(Arc::clone(relay), listener, &path, GuestOptions::default())?)
+    Ok(Endpoint::start(Arc::clone(relay), listener, &path, GuestOptions::default(), None)?)
 }

@@ -1,7 +1,8 @@
 //! `tap:NAME`: a kernel tap interface, created when it is opened and gone when it is dropped (a persistent one stays).
 //!
 //! Sending gathers a frame's segments in the kernel (`writev`): the one copy there is. Receiving reads into a pool of
-//! our own, from where a frame is copied once into the guest.
+//! our own, from where a frame is copied once into the guest. Each frame comes and goes behind a virtio-net header, so
+//! that checksums and segmentation are left to whoever is last, as with any virtual NIC of Linux.
 
 use std::alloc::Layout;
 use std::fs::{File, OpenOptions};
@@ -17,11 +18,16 @@ use crate::device::{
     Receive, ReceiveQueue, Transmit, TransmitQueue,
 };
 use crate::frame::{Burst, Frames, Segment, Token};
+use crate::net_header::{self, LENGTH};
+use crate::offload::Capabilities;
 
 /// Longest interface name in bytes (`IFNAMSIZ` less the closing zero).
 const MAX_NAME: usize = libc::IFNAMSIZ - 1;
-/// Room for one frame: a jumbo frame of 9702 bytes with its VLAN tags, rounded to cache lines.
-const BUFFER: usize = 9728;
+/// Longest frame that goes as it is: a jumbo frame of 9702 bytes with its VLAN tags, rounded to cache lines.
+const MAX_FRAME: u32 = 9728;
+/// Room for one frame behind its header. Those that are still to be cut have up to 65535 bytes and an Ethernet header
+/// with tags. Only what is used of it takes memory.
+const BUFFER: usize = (LENGTH as usize + 65535 + 14 + 8).next_multiple_of(64);
 /// Frames that can be on their way to the guest at once.
 const BUFFERS: u32 = 256;
 
@@ -29,9 +35,10 @@ const BUFFERS: u32 = 256;
 #[derive(Debug)]
 pub struct Tap {
     identity: Identity,
+    capabilities: Capabilities,
     file: Arc<File>,
     link: Option<Link>,
-    oversized: Arc<AtomicU64>,
+    faulty: Arc<AtomicU64>,
 }
 
 impl Tap {
@@ -51,15 +58,16 @@ impl Tap {
             .open("/dev/net/tun")
             .map_err(|cause| open_error(name, &cause))?;
         attach(&file, name).map_err(|cause| attach_error(name, &cause))?;
+        let capabilities = negotiate(&file).map_err(|cause| attach_error(name, &cause))?;
         let identity = Identity {
             name: format!("tap:{name}"),
             driver: "tap",
             mac: None,
-            max_frame: BUFFER as u32,
+            max_frame: MAX_FRAME,
             filters_by_mac: false,
             at_pf: None,
         };
-        Ok(Self { identity, file: Arc::new(file), link: None, oversized: Arc::default() })
+        Ok(Self { identity, capabilities, file: Arc::new(file), link: None, faulty: Arc::default() })
     }
 
     fn interface(&self) -> &str {
@@ -99,10 +107,43 @@ fn attach(file: &File, name: &str) -> io::Result<()> {
     for (slot, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *slot = byte as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the descriptor is open and `request` lives through the call; TUNSETIFF reads and writes one `ifreq`.
     let status = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &mut request) };
     if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `TUNSETVNETHDRSZ`, `_IOW('T', 216, int)`; `TUNSETVNETLE`, `_IOW('T', 220, int)`; `TUNSETOFFLOAD`,
+/// `_IOW('T', 208, unsigned int)` (linux/if_tun.h).
+const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+const TUNSETVNETLE: libc::c_ulong = 0x4004_54dc;
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+
+/// `TUN_F_CSUM`, `TUN_F_TSO4`, `TUN_F_TSO6`, `TUN_F_TSO_ECN`; `TUN_F_USO4` and `TUN_F_USO6` since Linux 6.2.
+const TCP_OFFLOADS: libc::c_ulong = 0x01 | 0x02 | 0x04 | 0x08;
+const UDP_OFFLOADS: libc::c_ulong = 0x20 | 0x40;
+
+/// Agrees with the kernel on the header before each frame, and on what may be left to us; returns what may be left to the
+/// kernel.
+fn negotiate(file: &File) -> io::Result<Capabilities> {
+    let set = |request, value: libc::c_int| {
+        // SAFETY: the descriptor is open, and both requests read one `int`, which lives through the call.
+        let status = unsafe { libc::ioctl(file.as_raw_fd(), request, &raw const value) };
+        if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    set(TUNSETVNETHDRSZ, LENGTH as libc::c_int)?;
+    set(TUNSETVNETLE, 1)?;
+    let offer = |offloads: libc::c_ulong| {
+        // SAFETY: the descriptor is open; the request takes its argument by value.
+        let status = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETOFFLOAD, offloads) };
+        if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // Kernels that do not know UDP say so, and neither send nor take such frames.
+    let udp = offer(TCP_OFFLOADS | UDP_OFFLOADS).is_ok();
+    if !udp {
+        offer(TCP_OFFLOADS)?;
+    }
+    Ok(Capabilities { udp, ..Capabilities::ALL })
 }
 
 /// `TUNGETIFF` (linux/if_tun.h), `_IOR('T', 210, unsigned int)`.
@@ -133,9 +174,12 @@ impl Device for Tap {
                 pool: Pool::new()
                     .ok_or_else(|| DeviceError::Failed("no memory for receive buffers".to_owned()))?,
                 free: (0..BUFFERS).collect(),
-                oversized: Arc::clone(&self.oversized),
+                faulty: Arc::clone(&self.faulty),
             })],
-            transmit: vec![Transmit::Tap(TapTransmit { file: Arc::clone(&self.file) })],
+            transmit: vec![Transmit::Tap(TapTransmit {
+                file: Arc::clone(&self.file),
+                capabilities: self.capabilities,
+            })],
         })
     }
 
@@ -160,9 +204,9 @@ impl Device for Tap {
         if self.link.replace(link) == Some(link) { Vec::new() } else { vec![DeviceEvent::Link(link)] }
     }
 
-    /// Frames longer than a buffer count as errors; the kernel counts the rest.
+    /// Frames that do not fit a buffer or contradict their header count as errors; the kernel counts the rest.
     fn statistics(&mut self) -> DeviceStatistics {
-        DeviceStatistics { rx_errors: self.oversized.load(Ordering::Relaxed), ..DeviceStatistics::default() }
+        DeviceStatistics { rx_errors: self.faulty.load(Ordering::Relaxed), ..DeviceStatistics::default() }
     }
 }
 
@@ -170,21 +214,28 @@ impl Device for Tap {
 #[derive(Debug)]
 pub struct TapTransmit {
     file: Arc<File>,
+    capabilities: Capabilities,
 }
 
-/// Pieces of one frame that one `writev` takes (`UIO_MAXIOV` is 1024).
-const MAX_PIECES: usize = crate::frame::BURST_SEGMENTS;
+/// Pieces of one frame, its header among them, that one `writev` takes (`UIO_MAXIOV` is 1024).
+const MAX_PIECES: usize = crate::frame::BURST_SEGMENTS + 1;
 
 impl TransmitQueue for TapTransmit {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
     fn transmit(&mut self, frames: Frames<'_>) -> Accepted {
-        for (sent, (_, segments)) in frames.iter().enumerate() {
+        for (sent, (frame, segments)) in frames.iter().enumerate() {
+            let mut header = net_header::write(frame.offload(), 0);
             let mut pieces = arrayvec::ArrayVec::<libc::iovec, MAX_PIECES>::new();
-            for segment in segments.iter().take(MAX_PIECES) {
+            pieces.push(libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() });
+            for segment in segments.iter().take(MAX_PIECES - 1) {
                 pieces
                     .push(libc::iovec { iov_base: segment.as_ptr().cast(), iov_len: segment.len() as usize });
             }
-            // SAFETY: every piece is a segment, mapped until its frame completes; the kernel only reads it, and
-            // answers EFAULT where a mapping has lost its pages.
+            // SAFETY: the first piece is the local header, every other a segment, mapped until its frame completes; the
+            // kernel only reads them, and answers EFAULT where a mapping has lost its pages.
             let status =
                 unsafe { libc::writev(self.file.as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int) };
             if status < 0 {
@@ -217,7 +268,7 @@ pub struct TapReceive {
     file: Arc<File>,
     pool: Pool,
     free: Vec<u32>,
-    oversized: Arc<AtomicU64>,
+    faulty: Arc<AtomicU64>,
 }
 
 /// Receive buffers. Never seen as a slice: frames that are on their way to the guest point into it.
@@ -265,13 +316,17 @@ impl ReceiveQueue for TapReceive {
             if len <= 0 {
                 return;
             }
-            if len as usize > BUFFER {
-                self.oversized.fetch_add(1, Ordering::Relaxed);
-                continue;
-            }
             // SAFETY: the buffer is off the free list until `release`, and the pool lives as long as the queue.
-            let segment = unsafe { Segment::new(buffer, len as u32) };
-            if burst.push(segment, Token(number)) {
+            let whole = unsafe { Segment::new(buffer, len as u32) };
+            let frame = whole.part(LENGTH, u32::MAX);
+            let mut header = [0; LENGTH as usize];
+            whole.copy_to(&mut header);
+            let offload = net_header::parse_of_device(&header, frame.len());
+            let Some(offload) = offload.ok().filter(|_| frame.len() > 0 && len as usize <= BUFFER) else {
+                self.faulty.fetch_add(1, Ordering::Relaxed);
+                continue;
+            };
+            if burst.push_segment(frame).is_ok() && burst.finish_frame_with(Token(number), offload) {
                 self.free.pop();
             }
         }

@@ -55,6 +55,12 @@ impl PackedDriver {
         })
     }
 
+    /// Begins at the first slot again, as after a reset; the ring must have been emptied.
+    pub fn begin_anew(&mut self) {
+        (self.next_available, self.next_used) = (Position::START, Position::START);
+        (self.free, self.first) = (self.size, None);
+    }
+
     /// The base of the ring as a front end tells it: available position below, used position above.
     pub fn base(&self) -> u32 {
         u32::from(self.next_used.bits()) << 16 | u32::from(self.next_available.bits())

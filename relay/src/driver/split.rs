@@ -73,6 +73,19 @@ impl DriverRing {
         fence(Ordering::SeqCst);
     }
 
+    /// Names the used entry at which the driver wants to be interrupted (`VIRTIO_F_EVENT_IDX`).
+    pub fn set_used_event(&self, ram: &GuestRam, event: u16) {
+        ram.write(self.available + 4 + 2 * u64::from(self.size), &event.to_le_bytes());
+        fence(Ordering::SeqCst);
+    }
+
+    /// The available entry at which the device wants to be kicked (`VIRTIO_F_EVENT_IDX`).
+    pub fn available_event(&self, ram: &GuestRam) -> u16 {
+        let mut event = [0; 2];
+        ram.read(self.used + 4 + 8 * u64::from(self.size), &mut event);
+        u16::from_le_bytes(event)
+    }
+
     /// The used ring's flags (1: the device does not want to be kicked).
     pub fn used_flags(&self, ram: &GuestRam) -> u16 {
         let mut flags = [0; 2];

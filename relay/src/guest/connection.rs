@@ -3,14 +3,17 @@
 //! Never blocks on the peer: half a message is kept until the rest comes (for a limited time), and a peer that does not
 //! read its replies is given up.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use thiserror::Error;
 
 use super::message::{HEADER, Header, MAX_PAYLOAD, ProtocolError};
@@ -142,12 +145,19 @@ impl Connection {
         Ok(received.bytes)
     }
 
-    /// Sends a reply.
-    pub fn send(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
+    /// Sends a reply, with a descriptor if one goes along.
+    pub fn send(&mut self, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> Result<(), ConnectionError> {
         let deadline = Instant::now() + REPLY_TIME;
         let mut rest = bytes;
         while !rest.is_empty() {
-            match rustix::net::send(&self.stream, rest, rustix::net::SendFlags::NOSIGNAL) {
+            // It goes with the first byte.
+            let along = descriptor.filter(|_| rest.len() == bytes.len());
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if let Some(fd) = &along {
+                control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
+            }
+            match sendmsg(&self.stream, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL) {
                 Ok(n) => rest = &rest[n..],
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => {
@@ -172,8 +182,7 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-    use std::io::{IoSlice, Write};
+    use std::io::Write;
     use vhost::vhost_user::message::FrontendReq;
 
     fn pair() -> (UnixStream, Connection) {
@@ -257,7 +266,7 @@ mod tests {
         let (_peer, mut connection) = pair();
         let start = Instant::now();
         let flood = vec![0; 16 << 20];
-        assert!(matches!(connection.send(&flood), Err(ConnectionError::NotReading)));
+        assert!(matches!(connection.send(&flood, None), Err(ConnectionError::NotReading)));
         assert!(start.elapsed() < Duration::from_secs(20));
     }
 }

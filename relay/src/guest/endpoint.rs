@@ -1,30 +1,40 @@
 //! The endpoint of a relay: its socket, and the thread that serves one front end at a time on it.
+//!
+//! The socket is ours, and front ends connect to it (server mode), or it is the front end's, and we connect as soon and
+//! as often as it is there (client mode). Sessions are the same.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::connection::{Connection, ConnectionError};
+use super::connector::Connector;
 use super::features::GuestOptions;
+use super::positions::Positions;
 use super::session::Session;
-use crate::relay::Relay;
+use super::socket::SocketOwner;
+use super::watch::DirectoryWatch;
+use crate::relay::{GuestState, Relay};
 
 /// How often a connected guest's memory is looked after, and a half message's age.
 const TICK: Duration = Duration::from_secs(1);
 
-/// A listening vhost-user socket. Dropping it disconnects its guest and removes the socket.
+/// A session that lasted this long was a real one, even if no driver came up in the guest.
+const LASTING: Duration = Duration::from_secs(1);
+
+/// A vhost-user socket that is served. Dropping it disconnects its guest and removes the socket if it is ours.
 #[derive(Debug)]
 pub struct Endpoint {
     relay: u32,
     path: PathBuf,
-    /// Device and inode of the socket file.
+    /// Device and inode of the socket file, if it is ours.
     identity: Option<(u64, u64)>,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -35,27 +45,57 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 impl Endpoint {
-    /// Serves `relay` on `listener`, which listens on `path` without blocking (see [`super::socket::listen`]).
+    /// Serves `relay` on `listener`, which listens on `path` without blocking (see [`super::socket::listen`]). Where its
+    /// rings stand is kept in `positions`.
     pub fn start(
         relay: Arc<Relay>,
         listener: UnixListener,
         path: &Path,
         options: GuestOptions,
+        positions: Option<Positions>,
     ) -> io::Result<Endpoint> {
+        Self::spawn(relay, Source::Listening(listener), path, identity(path), options, positions)
+    }
+
+    /// Serves `relay` on the socket that a front end has at `path`, whenever it is there. `watch` is that of the socket's
+    /// directory; only while that is such as [`super::socket::check_directory`] accepts for `owner` is it connected to.
+    pub fn connecting(
+        relay: Arc<Relay>,
+        path: &Path,
+        owner: SocketOwner,
+        watch: &DirectoryWatch,
+        options: GuestOptions,
+        positions: Option<Positions>,
+    ) -> io::Result<Endpoint> {
+        let connector = Connector::new(path, owner, watch)?;
+        Self::spawn(relay, Source::Connecting(connector), path, None, options, positions)
+    }
+
+    fn spawn(
+        relay: Arc<Relay>,
+        source: Source,
+        path: &Path,
+        identity: Option<(u64, u64)>,
+        options: GuestOptions,
+        positions: Option<Positions>,
+    ) -> io::Result<Endpoint> {
+        let positions = positions.map(|positions| Arc::new(Mutex::new(positions)));
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let server =
-            Server { relay, listener, path: path.to_owned(), options, stop: Arc::clone(&stop), guest: None };
-        let id = server.relay.id();
+        let id = relay.id();
+        let path = path.to_owned();
+        let server = Server {
+            relay,
+            source,
+            path: path.clone(),
+            options,
+            positions,
+            stop: Arc::clone(&stop),
+            guest: None,
+        };
         let name = format!("vhost-{id}");
         let thread =
             std::thread::Builder::new().name(name).stack_size(256 * 1024).spawn(move || server.run())?;
-        Ok(Endpoint {
-            relay: id,
-            path: path.to_owned(),
-            identity: identity(path),
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Endpoint { relay: id, path, identity, stop, thread: Some(thread) })
     }
 
     /// Virtio-id of the relay.
@@ -81,37 +121,64 @@ impl Drop for Endpoint {
             let _ = thread.join();
         }
         // Another daemon may have put its own socket there meanwhile.
-        if identity(&self.path) == self.identity {
+        if self.identity.is_some() && identity(&self.path) == self.identity {
             let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Where connections come from.
+#[derive(Debug)]
+enum Source {
+    Listening(UnixListener),
+    Connecting(Connector),
+}
+
+impl Source {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Listening(listener) => listener.as_fd(),
+            Self::Connecting(connector) => connector.bell(),
         }
     }
 }
 
 struct Server {
     relay: Arc<Relay>,
-    listener: UnixListener,
+    source: Source,
     path: PathBuf,
     options: GuestOptions,
+    positions: Option<Arc<Mutex<Positions>>>,
     stop: Arc<OwnedFd>,
-    /// The session first: it ends, with its rings, before the front end sees that the connection is closed.
-    guest: Option<(Session, Connection)>,
+    guest: Option<Guest>,
+}
+
+struct Guest {
+    /// First: it ends, with its rings, before the front end sees that the connection is closed.
+    session: Session,
+    connection: Connection,
+    /// Since when it is connected.
+    since: Instant,
+    /// Whether it has sent anything.
+    spoke: bool,
+    /// Whether its rings ran.
+    ran: bool,
 }
 
 impl Server {
     fn run(mut self) {
-        let tick = Timespec::try_from(TICK).ok();
         loop {
             let (stopped, waiting) = {
                 let mut fds = vec![
                     PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
-                    PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
+                    PollFd::from_borrowed_fd(self.source.fd(), PollFlags::IN),
                 ];
-                if let Some((session, connection)) = &self.guest {
-                    fds.push(PollFd::from_borrowed_fd(connection.fd(), PollFlags::IN));
-                    fds.push(PollFd::from_borrowed_fd(session.bell(), PollFlags::IN));
+                if let Some(guest) = &self.guest {
+                    fds.push(PollFd::from_borrowed_fd(guest.connection.fd(), PollFlags::IN));
+                    fds.push(PollFd::from_borrowed_fd(guest.session.bell(), PollFlags::IN));
                 }
-                let timeout = tick.as_ref().filter(|_| self.guest.is_some());
-                match poll(&mut fds, timeout) {
+                let timeout = self.timeout().and_then(|time| Timespec::try_from(time).ok());
+                match poll(&mut fds, timeout.as_ref()) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
                     Err(error) => {
                         tracing::error!(
@@ -130,56 +197,121 @@ impl Server {
             }
             self.serve();
             if waiting {
-                self.accept();
+                match &mut self.source {
+                    Source::Listening(_) => self.accept(),
+                    Source::Connecting(connector) => connector.look(Instant::now()),
+                }
             }
+            self.connect();
+        }
+    }
+
+    /// How long nothing need be done.
+    fn timeout(&self) -> Option<Duration> {
+        match (&self.guest, &self.source) {
+            (Some(_), _) => Some(TICK),
+            (None, Source::Connecting(connector)) => Some(connector.wait(Instant::now())),
+            (None, Source::Listening(_)) => None,
         }
     }
 
     fn accept(&mut self) {
-        let (id, path) = (self.relay.id(), self.path.display());
-        let connection = match self.listener.accept().and_then(|(stream, _)| Connection::new(stream)) {
-            Ok(connection) => connection,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+        let Source::Listening(listener) = &self.source else { return };
+        match listener.accept() {
+            Ok((stream, _)) => self.begin(stream),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
-                tracing::warn!("relay {id}: cannot accept on {path}: {error}");
+                tracing::warn!(
+                    "relay {}: cannot accept on {}: {error}",
+                    self.relay.id(),
+                    self.path.display()
+                );
                 // Out of descriptors, say: the connection stays in the queue, and asking again at once would spin.
                 std::thread::sleep(Duration::from_millis(100));
-                return;
             }
+        }
+    }
+
+    fn connect(&mut self) {
+        if self.guest.is_none()
+            && let Source::Connecting(connector) = &mut self.source
+            && let Some(stream) = connector.attempt(Instant::now())
+        {
+            self.begin(stream);
+        }
+    }
+
+    fn begin(&mut self, stream: UnixStream) {
+        let (id, path) = (self.relay.id(), self.path.display());
+        let connection = match Connection::new(stream) {
+            Ok(connection) => connection,
+            Err(error) => return tracing::warn!("relay {id}: cannot use a connection on {path}: {error}"),
         };
         let peer = connection.peer();
         let who = |peer: Option<i32>| peer.map_or("a process".to_owned(), |pid| format!("process {pid}"));
-        match &self.guest {
-            Some((_, present)) => tracing::warn!(
+        if let Some(present) = &self.guest {
+            return tracing::warn!(
                 "relay {id}: refused a second VM on {path} ({}): {} is connected",
                 who(peer),
-                who(present.peer())
-            ),
-            None => {
-                tracing::info!("relay {id}: VM connected on {path} ({})", who(peer));
-                match Session::new(Arc::clone(&self.relay), &self.options, peer) {
-                    Ok(session) => self.guest = Some((session, connection)),
-                    Err(error) => tracing::warn!("relay {id}: cannot serve {path}: {error}"),
-                }
+                who(present.connection.peer())
+            );
+        }
+        self.tell(Tone::News, format_args!("VM connected on {path} ({})", who(peer)));
+        let positions = self.positions.clone();
+        match Session::new(Arc::clone(&self.relay), &self.options, positions, peer) {
+            Ok(session) => {
+                let since = Instant::now();
+                self.guest = Some(Guest { session, connection, since, spoke: false, ran: false });
             }
+            Err(error) => tracing::warn!("relay {id}: cannot serve {path}: {error}"),
         }
     }
 
     /// Handles what the guest has sent, and ends the connection when there is a reason to.
     fn serve(&mut self) {
-        let Some((session, connection)) = &mut self.guest else { return };
-        session.look_after();
-        let (id, path) = (self.relay.id(), self.path.display());
-        match serve(connection, session) {
-            Ok(()) => match session.offence() {
-                Some(offence) => tracing::warn!("relay {id}: disconnected {path}: {offence}"),
-                None => return,
-            },
-            Err(End::Left) => tracing::info!("relay {id}: VM disconnected from {path}"),
-            Err(End::Fault(reason)) => tracing::warn!("relay {id}: disconnected {path}: {reason}"),
+        let Some(guest) = &mut self.guest else { return };
+        let path = self.path.display();
+        guest.session.look_after();
+        let served = guest.serve();
+        let end =
+            served.err().or_else(|| guest.session.offence().map(|offence| End::Fault(offence.to_owned())));
+        let begins = !guest.ran && self.relay.status().guest_state == GuestState::Ready;
+        guest.ran |= begins;
+        // One that was never spoken on may have waited in a front end's queue all the time.
+        let good = guest.ran || guest.spoke && guest.since.elapsed() >= LASTING;
+        if begins
+            && let Source::Connecting(connector) = &mut self.source
+            && connector.forgive()
+        {
+            self.tell(Tone::News, format_args!("VM runs on {path}"));
+        }
+        let Some(end) = end else { return };
+        match end {
+            End::Left => self.tell(Tone::News, format_args!("VM disconnected from {path}")),
+            End::Fault(reason) => self.tell(Tone::Warning, format_args!("disconnected {path}: {reason}")),
         }
         self.guest = None;
+        if let Source::Connecting(connector) = &mut self.source {
+            connector.ended(good, Instant::now());
+        }
     }
+
+    /// Logs; but not again and again what a front end makes happen by ending each session that we begin.
+    fn tell(&self, tone: Tone, what: std::fmt::Arguments<'_>) {
+        let id = self.relay.id();
+        let repeats = matches!(&self.source, Source::Connecting(connector) if connector.repeats());
+        match tone {
+            _ if repeats => tracing::debug!("relay {id}: {what}"),
+            Tone::News => tracing::info!("relay {id}: {what}"),
+            Tone::Warning => tracing::warn!("relay {id}: {what}"),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Tone {
+    News,
+    Warning,
 }
 
 /// Messages handled before the rest of the thread's work is looked at again.
@@ -202,15 +334,20 @@ impl From<ConnectionError> for End {
     }
 }
 
-fn serve(connection: &mut Connection, session: &mut Session) -> Result<(), End> {
-    for _ in 0..MESSAGES_AT_ONCE {
-        let Some(message) = connection.receive()? else { return Ok(()) };
-        let request = message.header.request;
-        let reply =
-            session.handle(message).map_err(|refusal| End::Fault(format!("{request:?}: {refusal}")))?;
-        if let Some(reply) = reply {
-            connection.send(&reply)?;
+impl Guest {
+    fn serve(&mut self) -> Result<(), End> {
+        for _ in 0..MESSAGES_AT_ONCE {
+            let Some(message) = self.connection.receive()? else { return Ok(()) };
+            self.spoke = true;
+            let request = message.header.request;
+            let reply = self
+                .session
+                .handle(message)
+                .map_err(|refusal| End::Fault(format!("{request:?}: {refusal}")))?;
+            if let Some(reply) = reply {
+                self.connection.send(&reply.bytes, reply.descriptor.as_ref().map(AsFd::as_fd))?;
+            }
         }
+        Ok(())
     }
-    Ok(())
 }

@@ -232,12 +232,22 @@ impl GuestMemory {
     }
 
     /// Where the bytes at a user address of the front end are, and how many of the `len` from there lie in the same region.
-    pub(super) fn from_user_address(&self, user: u64, len: u64) -> Option<(Place, u64)> {
+    pub(super) fn begin_of_user_range(&self, user: u64, len: u64) -> Option<(Place, u64)> {
         self.regions.iter().find_map(|region| {
             let d = region.description;
             let left = d.size.checked_sub(user.checked_sub(d.user)?).filter(|left| *left > 0)?;
             let len = len.min(left);
             Some((self.at_user_address(user, len)?, len))
+        })
+    }
+
+    /// The file that guest address `gpa` is in, and where in it.
+    pub(super) fn file_at(&self, gpa: u64) -> Option<(&File, u64)> {
+        self.regions.iter().find_map(|region| {
+            let d = region.description;
+            let offset = gpa.checked_sub(d.gpa).filter(|offset| *offset < d.size)?;
+            let file = region.mapping.region.file_offset()?;
+            Some((file.file(), d.offset + offset))
         })
     }
 

@@ -4,7 +4,7 @@
 //! that QEMU sends as a matter of course (`SET_VRING_ENABLE` before `SET_FEATURES`, for one).
 
 use thiserror::Error;
-use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::message::{FrontendReq, VhostUserInflight};
 
 /// Length of a message header in bytes: request, flags, payload size; 32 bits each, in the host's byte order.
 pub const HEADER: usize = 12;
@@ -51,6 +51,9 @@ pub enum ProtocolError {
     },
 }
 
+/// Length of the description of in-flight memory in bytes, with what C adds at its end.
+const INFLIGHT: usize = size_of::<VhostUserInflight>();
+
 /// Descriptors that any request may carry, at most: those of a memory table.
 pub const MOST_DESCRIPTORS: usize = 8;
 
@@ -79,6 +82,8 @@ pub fn shape(request: FrontendReq) -> Option<Shape> {
         R::SET_FEATURES | R::SET_PROTOCOL_FEATURES | R::SET_STATUS | R::NET_SET_MTU | R::SEND_RARP => {
             exact(8, 0, false)
         }
+        R::GET_INFLIGHT_FD => exact(INFLIGHT, 0, true),
+        R::SET_INFLIGHT_FD => exact(INFLIGHT, 1, false),
         R::SET_LOG_BASE => exact(16, 1, true),
         R::SET_LOG_FD => Some(Shape { payload: (0, 8), descriptors: 1, answers: false }),
         R::SET_BACKEND_REQ_FD => Some(Shape { payload: (0, 8), descriptors: 1, answers: false }),

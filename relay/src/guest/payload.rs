@@ -2,7 +2,9 @@
 
 use std::os::fd::OwnedFd;
 
-use vhost::vhost_user::message::{VhostUserMemory, VhostUserMemoryRegion, VhostUserU64, VhostUserVringState};
+use vhost::vhost_user::message::{
+    VhostUserInflight, VhostUserMemory, VhostUserMemoryRegion, VhostUserU64, VhostUserVringState,
+};
 use vm_memory::ByteValued;
 
 use super::connection::Message;
@@ -46,6 +48,15 @@ pub(super) fn ring_descriptor(message: &mut Message) -> Result<(usize, Option<Ow
         )));
     }
     Ok((index, fd))
+}
+
+/// The payload of `GET_INFLIGHT_FD` and `SET_INFLIGHT_FD`.
+pub(super) fn inflight(message: &Message) -> Result<VhostUserInflight, Refusal> {
+    let inflight: VhostUserInflight = payload(message)?;
+    match inflight.num_queues {
+        1.. if usize::from(inflight.num_queues) <= RINGS => Ok(inflight),
+        rings => Err(Refusal::Inflight(rings)),
+    }
 }
 
 pub(super) fn describe(region: &VhostUserMemoryRegion) -> RegionDescription {

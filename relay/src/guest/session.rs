@@ -8,26 +8,31 @@
 //! A ring that has all four is built and handed to the relay. Whatever takes one away first takes the ring back from
 //! the relay, whole: no worker uses it any more and no device holds its buffers when the reply goes out.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pmd::MacAddress;
 use thiserror::Error;
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserLog, VhostUserSingleMemoryRegion, VhostUserVringAddr, VhostUserVringState,
+    FrontendReq, VhostUserInflight, VhostUserLog, VhostUserSingleMemoryRegion, VhostUserVringAddr,
+    VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
 use super::connection::Message;
 use super::dirty_log::{DirtyLog, LogError};
 use super::features::{Features, GuestOptions, protocol};
-use super::iotlb::{Change, Iotlb, IotlbError};
+use super::iotlb::{Change, Iotlb, IotlbError, Permission};
 use super::iotlb_miss::{self, BackendChannel, MissReports};
 use super::memory::{GuestMemory, MAX_REGIONS, MemoryError};
 use super::message;
-use super::payload::{describe, memory_table, number, payload, ring_descriptor, ring_index, ring_state};
+use super::payload::{
+    describe, inflight, memory_table, number, payload, ring_descriptor, ring_index, ring_state,
+};
+use super::positions::{LENGTH, Positions, RingIdentity};
 use super::space::AddressSpace;
 use crate::lane::MOST_PAIRS;
 use crate::relay::{GuestStatus, Relay};
@@ -38,9 +43,9 @@ use crate::ring::{PackedRing, ReceiveRing, Ring, RingConfig, RingError, SplitRin
 /// Virtqueues: a receive queue (even) and a transmit queue (odd) for each queue pair.
 pub(super) const RINGS: usize = 2 * MOST_PAIRS;
 /// Longest frame without its Ethernet header and VLAN tag, in bytes: jumbo frames of 9702 bytes.
-const MAX_MTU: u64 = 9702 - 18;
+const MAX_MTU: u16 = 9702 - 18;
 /// Shortest MTU that virtio-net knows (virtio 1.3, 5.1.4.1).
-const MIN_MTU: u64 = 68;
+const MIN_MTU: u16 = 68;
 
 /// Why a message was not obeyed. The front end is told if it asked for replies; otherwise the connection ends.
 #[derive(Debug, Error)]
@@ -79,9 +84,17 @@ pub enum Refusal {
         /// The size.
         size: u32,
     },
+    /// In-flight memory for another number of rings than there can be.
+    #[error("in-flight memory for {0} rings: 1 to {RINGS} are possible")]
+    Inflight(u16),
     /// An MTU that is not possible.
-    #[error("an MTU of {0} bytes: {MIN_MTU} to {MAX_MTU} are possible")]
-    Mtu(u64),
+    #[error("an MTU of {mtu} bytes: {MIN_MTU} to {most} are possible here")]
+    Mtu {
+        /// What was asked for.
+        mtu: u64,
+        /// What the relay is configured for, or any relay can do.
+        most: u16,
+    },
     /// A descriptor that is missing, or none that can be used.
     #[error("{0}")]
     Descriptor(String),
@@ -94,10 +107,20 @@ pub enum Refusal {
 enum Answer {
     /// Nothing but the acknowledgement, if wanted.
     Done,
-    /// A reply without payload.
-    Empty,
+    /// What was sent: rust-vmm's front end wants it back, others do not look at it.
+    Echo,
     Number(u64),
     State(VhostUserVringState),
+    Inflight(VhostUserInflight, OwnedFd),
+}
+
+/// What goes back to the front end.
+#[derive(Debug)]
+pub struct Reply {
+    /// The whole message.
+    pub bytes: Vec<u8>,
+    /// A descriptor that goes along.
+    pub descriptor: Option<OwnedFd>,
 }
 
 /// What is known of one ring.
@@ -105,12 +128,14 @@ enum Answer {
 struct RingState {
     config: RingConfig,
     placed: bool,
-    /// Whether the front end said where the ring stands.
-    based: bool,
+    /// Where the front end believes that the ring stands, once that was said.
+    base: Option<u32>,
     started: bool,
     /// What `SET_VRING_ENABLE` said last, if anything.
     enabled: Option<bool>,
     running: bool,
+    /// It would run, but for a translation of its own areas that is missing.
+    suspended: bool,
     call: Option<OwnedFd>,
     kick: Option<OwnedFd>,
     /// Addresses that the running ring has no translation for.
@@ -129,10 +154,16 @@ pub struct Session {
     /// What the rings see of all that.
     space: Arc<AddressSpace>,
     rings: Vec<RingState>,
+    /// Where it is kept how far the rings are.
+    positions: Option<Arc<Mutex<Positions>>>,
+    /// Largest MTU that the front end may set.
+    max_mtu: u16,
     /// Device status, as the driver set it (virtio 1.3, 2.1).
     status: u64,
     /// Where missing translations are asked for.
     channel: Option<BackendChannel>,
+    /// Translations of rings' own areas that were asked for since some were removed.
+    asked: BTreeSet<u64>,
     /// Rings ring it when they miss a translation.
     bell: Arc<OwnedFd>,
     /// Whether a write to a call descriptor had to be ended, for each that was handed to a ring.
@@ -141,7 +172,12 @@ pub struct Session {
 
 impl Session {
     /// A session that has heard nothing yet.
-    pub fn new(relay: Arc<Relay>, options: &GuestOptions, peer: Option<i32>) -> std::io::Result<Self> {
+    pub fn new(
+        relay: Arc<Relay>,
+        options: &GuestOptions,
+        positions: Option<Arc<Mutex<Positions>>>,
+        peer: Option<i32>,
+    ) -> std::io::Result<Self> {
         let bell = iotlb_miss::wake()?;
         relay.set_guest(Some(GuestStatus { peer, features: 0, mtu: None }));
         Ok(Self {
@@ -153,8 +189,11 @@ impl Session {
             iotlb: Iotlb::default(),
             space: Arc::default(),
             rings: (0..RINGS).map(|_| RingState::default()).collect(),
+            positions,
+            max_mtu: options.mtu.unwrap_or(MAX_MTU).min(MAX_MTU),
             status: 0,
             channel: None,
+            asked: BTreeSet::new(),
             bell,
             dead_calls: Vec::new(),
         })
@@ -180,19 +219,24 @@ impl Session {
         }
     }
 
-    /// Obeys a message; returns the bytes to send back, if any. An error is the reason to end the connection.
-    pub fn handle(&mut self, mut message: Message) -> Result<Option<Vec<u8>>, Refusal> {
+    /// Obeys a message; returns what to send back, if anything. An error is the reason to end the connection.
+    pub fn handle(&mut self, mut message: Message) -> Result<Option<Reply>, Refusal> {
         let header = message.header;
         tracing::trace!(relay = self.relay.id(), request = ?header.request, "vhost-user");
+        let reply =
+            |payload: &[u8]| Reply { bytes: message::reply(header.request, payload), descriptor: None };
         let acknowledge = |status: u64| {
             let wanted = header.need_reply && !header.shape.answers;
-            wanted.then(|| message::reply(header.request, &status.to_ne_bytes()))
+            wanted.then(|| reply(&status.to_ne_bytes()))
         };
         match self.obey(&mut message) {
             Ok(Answer::Done) => Ok(acknowledge(0)),
-            Ok(Answer::Empty) => Ok(Some(message::reply(header.request, &[]))),
-            Ok(Answer::Number(number)) => Ok(Some(message::reply(header.request, &number.to_ne_bytes()))),
-            Ok(Answer::State(state)) => Ok(Some(message::reply(header.request, state.as_slice()))),
+            Ok(Answer::Echo) => Ok(Some(reply(&message.payload))),
+            Ok(Answer::Number(number)) => Ok(Some(reply(&number.to_ne_bytes()))),
+            Ok(Answer::State(state)) => Ok(Some(reply(state.as_slice()))),
+            Ok(Answer::Inflight(inflight, descriptor)) => {
+                Ok(Some(Reply { descriptor: Some(descriptor), ..reply(inflight.as_slice()) }))
+            }
             Err(refusal) => match acknowledge(1) {
                 Some(reply) => {
                     tracing::warn!("relay {}: refused {:?}: {refusal}", self.relay.id(), header.request);
@@ -262,7 +306,7 @@ impl Session {
             }
             R::SET_VRING_BASE => {
                 let (index, base) = ring_state(message)?;
-                self.change(index, |ring| (ring.config.base, ring.based) = (base, true))?;
+                self.change(index, |ring| (ring.config.base, ring.base) = (base, Some(base)))?;
             }
             R::SET_VRING_ADDR => {
                 let address: VhostUserVringAddr = payload(message)?;
@@ -295,8 +339,11 @@ impl Session {
             R::GET_VRING_BASE => {
                 let (index, _) = ring_state(message)?;
                 self.stop_ring(index);
+                self.forget_position(index);
+                // The call descriptor stays: a front end that resets one ring does not send it again.
                 let ring = &mut self.rings[index];
-                (ring.started, ring.call, ring.kick) = (false, None, None);
+                (ring.started, ring.kick) = (false, None);
+                ring.base = Some(ring.config.base);
                 return Ok(Answer::State(VhostUserVringState::new(index as u32, ring.config.base)));
             }
             R::RESET_OWNER | R::RESET_DEVICE => self.stop_all(true),
@@ -316,7 +363,7 @@ impl Session {
                 }
                 self.log = Some(Arc::new(log));
                 self.renew_space(false)?;
-                return Ok(Answer::Empty);
+                return Ok(Answer::Echo);
             }
             R::SEND_RARP => {
                 // The address stands in the first six bytes of the payload, as in memory.
@@ -325,16 +372,17 @@ impl Session {
             }
             R::NET_SET_MTU => {
                 let mtu = number(message)?;
-                if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
-                    return Err(Refusal::Mtu(mtu));
-                }
-                self.relay.set_guest_mtu(mtu as u16);
+                let most = self.max_mtu;
+                let possible = u16::try_from(mtu).ok().filter(|mtu| (MIN_MTU..=most).contains(mtu));
+                self.relay.set_guest_mtu(possible.ok_or(Refusal::Mtu { mtu, most })?);
             }
             R::SET_BACKEND_REQ_FD => {
                 let without = || Refusal::Descriptor("no descriptor".to_owned());
                 let fd = message.descriptors.pop().ok_or_else(without)?;
                 let bad = |cause| Refusal::Descriptor(format!("back-end channel: {cause}"));
                 self.channel = Some(BackendChannel::new(fd).map_err(bad)?);
+                self.asked.clear();
+                self.start_all()?;
             }
             R::IOTLB_MSG => {
                 let change = self.iotlb.apply(&message.payload)?;
@@ -342,10 +390,29 @@ impl Session {
                     self.renew_space(change == Change::Removed)?;
                 }
             }
+            R::GET_INFLIGHT_FD => {
+                let asked = inflight(message)?;
+                let (positions, file) = Positions::for_front_end().map_err(bad_inflight)?;
+                self.keep_positions(positions);
+                let answer = VhostUserInflight { mmap_size: LENGTH as u64, mmap_offset: 0, ..asked };
+                return Ok(Answer::Inflight(answer, file.into()));
+            }
+            R::SET_INFLIGHT_FD => {
+                let VhostUserInflight { mmap_size, mmap_offset, .. } = inflight(message)?;
+                let without = || Refusal::Descriptor("in-flight memory without its descriptor".to_owned());
+                let file = File::from(message.descriptors.pop().ok_or_else(without)?);
+                let positions = Positions::from_front_end(file, mmap_size, mmap_offset);
+                self.keep_positions(positions.map_err(bad_inflight)?);
+            }
             // SET_OWNER, SET_LOG_FD (an eventfd that nobody listens to); whatever else is in the table has a case above.
             _ => {}
         }
         Ok(Answer::Done)
+    }
+
+    /// Keeps from now on in the front end's memory how far the rings are.
+    fn keep_positions(&mut self, positions: Positions) {
+        self.positions = Some(Arc::new(Mutex::new(positions)));
     }
 
     fn set_features(&mut self, bits: u64) -> Result<(), Refusal> {
@@ -385,10 +452,14 @@ impl Session {
     fn renew_space(&mut self, removed: bool) -> Result<(), Refusal> {
         self.space = Arc::new(self.make_space());
         if removed {
+            self.asked.clear();
             for index in 0..RINGS {
                 let ring = &self.rings[index];
                 if ring.running && !self.is_in_place(&ring.config) {
-                    self.stop_ring(index);
+                    let base = self.relay.suspend_ring(index);
+                    let ring = &mut self.rings[index];
+                    (ring.running, ring.suspended, ring.misses) = (false, true, None);
+                    ring.config.base = base.unwrap_or(ring.config.base);
                 }
             }
         }
@@ -424,11 +495,14 @@ impl Session {
     }
 
     /// Stops all rings; with `reset` they are as in the beginning.
+    ///
+    /// Transmit queues first: on a cable their frames would go nowhere once the receive queues have stopped.
     fn stop_all(&mut self, reset: bool) {
-        for index in 0..RINGS {
+        for index in (1..RINGS).step_by(2).chain((0..RINGS).step_by(2)) {
             self.stop_ring(index);
             if reset {
                 self.rings[index] = RingState::default();
+                self.forget_position(index);
             }
         }
     }
@@ -447,8 +521,10 @@ impl Session {
         }
         ring.config.indirect = features.indirect();
         ring.config.event_idx = features.event_idx();
-        if features.packed() && !ring.based {
-            ring.config.base = PackedRing::START;
+        // A ring that was stopped meanwhile has another base than the front end knows.
+        if ring.base.is_none() {
+            let start = if features.packed() { PackedRing::START } else { 0 };
+            (ring.config.base, ring.base) = (start, Some(start));
         }
         let config = ring.config;
         if features.translated() && !self.ask_for_areas(&config) {
@@ -458,7 +534,7 @@ impl Session {
         let call = self.call(fd.as_ref())?;
         self.rings[index].call = fd;
         let ring = if features.packed() {
-            PackedRing::new(&config, &self.space, call).map(Ring::from)
+            PackedRing::new(&config, &self.space, call).map(|ring| Ring::from(self.resume(index, ring)))
         } else {
             SplitRing::new(&config, &self.space, call).map(Ring::from)
         };
@@ -468,7 +544,7 @@ impl Session {
             ring.report_misses(reporter);
             self.rings[index].misses = Some(reports);
         }
-        self.rings[index].running = true;
+        (self.rings[index].running, self.rings[index].suspended) = (true, false);
         tracing::debug!(relay = self.relay.id(), index, size = config.size, "ring started");
         let pair = (index / 2) as u8;
         if index.is_multiple_of(2) {
@@ -479,27 +555,63 @@ impl Session {
         Ok(())
     }
 
-    /// Whether a ring's areas are translated; asks for those that are not.
+    /// Has a packed ring go on where a daemon that died left it, if this is that ring, and keeps its position from now on.
+    /// A split ring says by itself how far it is.
+    fn resume(&self, index: usize, mut ring: PackedRing) -> PackedRing {
+        let Some(positions) = &self.positions else { return ring };
+        let Some((file, offset)) = self.memory.file_at(ring.guest_address()) else { return ring };
+        let identity = match RingIdentity::new(file, offset, ring.size()) {
+            Ok(identity) => identity,
+            Err(error) => {
+                tracing::warn!("relay {}: position of ring {index} is not kept: {error}", self.relay.id());
+                return ring;
+            }
+        };
+        let known = self.rings[index].base.unwrap_or_default();
+        let mut positions = positions.lock().unwrap_or_else(PoisonError::into_inner);
+        let (position, predecessor) = positions.claim(index, identity, known);
+        // A front end that gives another base than then has learned more since.
+        if let Some(predecessor) = predecessor.filter(|predecessor| predecessor.base == known)
+            && ring.recover(&predecessor, index.is_multiple_of(2))
+        {
+            tracing::info!("relay {}: ring {index} goes on where it was left, {ring}", self.relay.id());
+        }
+        ring.keep_position(position);
+        ring
+    }
+
+    /// Ring `index` has been stopped in good order.
+    fn forget_position(&self, index: usize) {
+        if let Some(positions) = &self.positions {
+            positions.lock().unwrap_or_else(PoisonError::into_inner).release(index);
+        }
+    }
+
+    /// Whether a ring's areas are translated; asks for those that are not, once.
     fn ask_for_areas(&mut self, config: &RingConfig) -> bool {
         let mut there = true;
         for (address, len) in config.areas(self.features.packed()) {
-            if let Some(missing) = self.space.first_missing(address, len) {
-                there = false;
-                if let Some(channel) = &mut self.channel {
-                    let _ = channel.send_miss(missing, super::iotlb::Permission::ReadWrite);
-                }
+            let Some(missing) = self.space.first_missing(address, len) else { continue };
+            there = false;
+            if let Some(channel) = &mut self.channel
+                && !self.asked.contains(&missing)
+                && channel.send_miss(missing, Permission::ReadWrite).unwrap_or(false)
+            {
+                self.asked.insert(missing);
             }
         }
         there
     }
 
     fn stop_ring(&mut self, index: usize) {
-        if !std::mem::take(&mut self.rings[index].running) {
+        let ring = &mut self.rings[index];
+        let (running, suspended) = (std::mem::take(&mut ring.running), std::mem::take(&mut ring.suspended));
+        if !running && !suspended {
             return;
         }
-        self.rings[index].misses = None;
+        ring.misses = None;
         if let Some(base) = self.relay.detach_ring(index) {
-            (self.rings[index].config.base, self.rings[index].based) = (base, true);
+            self.rings[index].config.base = base;
             tracing::debug!(relay = self.relay.id(), index, base, "ring stopped");
         }
     }
@@ -507,7 +619,12 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.stop_all(true);
+        // Not as in a reset: the front end may come back to rings of which it only knows where they were at first.
+        self.stop_all(false);
         self.relay.set_guest(None);
     }
+}
+
+fn bad_inflight(cause: std::io::Error) -> Refusal {
+    Refusal::Descriptor(format!("in-flight memory: {cause}"))
 }

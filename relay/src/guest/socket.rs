@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use thiserror::Error;
 
 /// Longest path of a Unix socket in bytes (`sun_path` less the closing zero, unix(7)).
@@ -65,11 +66,8 @@ fn system<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) ->
     move |cause| SocketError::System { action, path: path.to_owned(), cause }
 }
 
-/// Makes the directory if there is none, and checks that nobody else can put sockets into it: a real directory, owned
-/// by root, the daemon's user or the configured owner, writable for no group but the configured one, and not for the
-/// world.
+/// Makes the directory if there is none, and checks it (see [`check_directory`]).
 pub fn prepare_directory(path: &Path, owner: SocketOwner) -> Result<(), SocketError> {
-    // Without a slash or dot at its end, which would have a symbolic link followed.
     let path: &Path = &path.components().collect::<PathBuf>();
     match fs::create_dir(path) {
         Ok(()) => {
@@ -80,6 +78,14 @@ pub fn prepare_directory(path: &Path, owner: SocketOwner) -> Result<(), SocketEr
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(system("create", path)(error)),
     }
+    check_directory(path, owner)
+}
+
+/// Checks that nobody else can put sockets into the directory: a real directory, owned by root, the daemon's user or the
+/// configured owner, writable for no group but the configured one, and not for the world.
+pub fn check_directory(path: &Path, owner: SocketOwner) -> Result<(), SocketError> {
+    // Without a slash or dot at its end, which would have a symbolic link followed.
+    let path: &Path = &path.components().collect::<PathBuf>();
     let found = fs::symlink_metadata(path).map_err(system("examine", path))?;
     let refuse = |reason: String| Err(SocketError::Directory { path: path.to_owned(), reason });
     if found.is_symlink() {
@@ -144,6 +150,14 @@ pub fn listen(path: &Path, owner: SocketOwner) -> Result<UnixListener, SocketErr
     std::os::unix::fs::lchown(path, owner.user, owner.group).map_err(system("chown", path))?;
     listener.set_nonblocking(true).map_err(system("listen on", path))?;
     Ok(listener)
+}
+
+/// Connects to the socket that a front end has at `path`. Never waits: a server whose queue is full is `WouldBlock`.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(UnixStream::from(socket))
 }
 
 #[cfg(test)]

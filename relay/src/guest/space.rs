@@ -63,7 +63,8 @@ impl AddressSpace {
         let mut windows = Vec::with_capacity(iotlb.len());
         for (mut start, last, mut user, permission) in iotlb.entries() {
             // An entry may reach over several regions; where there is none, nothing can be used.
-            while let Some((place, size)) = memory.from_user_address(user, (last - start).saturating_add(1)) {
+            while let Some((place, size)) = memory.begin_of_user_range(user, (last - start).saturating_add(1))
+            {
                 windows.push(Window { start, size, place, permission });
                 let Some(next) = start.checked_add(size).filter(|next| *next <= last) else { break };
                 (start, user) = (next, user + size);

@@ -39,6 +39,7 @@ use super::queue::{BadIndex, Chain, Piece, Virtqueue, Walked};
 use super::split::{MAX_SIZE, MIN_SIZE, RingConfig, RingError, prefetch};
 use crate::counters::DropReason;
 use crate::guest::iotlb_miss::MissReporter;
+use crate::guest::positions::{First, Predecessor, Progress, RingPosition};
 use crate::guest::space::{AddressSpace, Translator};
 use crate::handshake;
 
@@ -79,6 +80,9 @@ impl PackedDescriptor {
     }
 }
 
+/// So many slots a chain may reach into a lap that began inside it, when it is guessed where a ring was left.
+const NEW_LAP: u16 = 32;
+
 /// What is written into a descriptor to make it used.
 #[derive(Clone, Copy, Debug)]
 struct Used {
@@ -115,6 +119,14 @@ pub struct PackedRing {
     visited: u32,
     memory: Translator,
     call: Option<Call>,
+    /// Where it is kept how far the ring is, for whoever comes after this process.
+    position: RingPosition,
+}
+
+impl std::fmt::Display for PackedRing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "at slot {} of {}", self.next_used.slot, self.size)
+    }
 }
 
 // SAFETY: the pointers are into shared mappings that `memory` keeps in place; no thread owns them, and only the ring's
@@ -160,6 +172,7 @@ impl PackedRing {
             visited: 0,
             memory: Translator::new(Arc::clone(space)),
             call,
+            position: RingPosition::none(),
         })
     }
 
@@ -191,6 +204,74 @@ impl PackedRing {
     /// half, the used position in the upper one. They are the same when all that was taken is completed.
     pub fn base(&self) -> u32 {
         u32::from(self.next_used.bits()) << 16 | u32::from(self.next_avail.bits())
+    }
+
+    /// Guest physical address of the descriptors.
+    pub fn guest_address(&self) -> u64 {
+        self.descriptors_gpa
+    }
+
+    /// Keeps in `position` how far the ring is, from now on.
+    pub fn keep_position(&mut self, mut position: RingPosition) {
+        position.publish(self.next_used);
+        self.position = position;
+    }
+
+    /// Goes on where `predecessor` left this ring, if it is plausible that it did; returns whether it is. The ring must not
+    /// have been used yet. `receives`: the driver keeps as many chains of one descriptor in it as it can.
+    ///
+    /// A burst that the predecessor had begun to write is published: its other used descriptors stand in the ring already,
+    /// and only the predecessor knew how long their chains were.
+    ///
+    /// The ring itself does not say how far it is: slots that a chain was in, but its first, look as before. And its
+    /// driver may have begun anew since. What can be said of the slot where the ring would go on, and of those before it:
+    ///
+    /// ```text
+    ///   lap n:  … used, or available again for lap n+1 ┊ inside a chain: anything │ available, or as lap n-1 left it
+    ///                                                                          goes on here
+    /// ```
+    pub fn recover(&mut self, predecessor: &Predecessor, receives: bool) -> bool {
+        let Progress { published, written, writing } = predecessor.progress;
+        if [published, written, writing].iter().any(|position| position.slot >= self.size) {
+            return false;
+        }
+        // Stored before it was written, so a look is needed.
+        let is_written = written.is_used(self.descriptor(written.slot).flags);
+        let end = if is_written { writing } else { written };
+        // Otherwise nothing was written, or the driver sees it already.
+        let is_held_back = end != published && published.is_available(self.descriptor(published.slot).flags);
+        // In a burst of a whole lap, the slot to go on at is the one that was held back.
+        let whole_lap = is_held_back && end.slot == published.slot;
+        if !whole_lap && !self.may_go_on_at(end, receives) {
+            return false;
+        }
+        if is_held_back {
+            let First { id, len } = predecessor.first;
+            self.first = Some(Used { at: published, id, len });
+        }
+        (self.next_avail, self.next_used) = (end, end);
+        self.release();
+        true
+    }
+
+    fn may_go_on_at(&self, at: Position, receives: bool) -> bool {
+        if at == Position::START {
+            return true;
+        }
+        let before = Position { wrap: !at.wrap, ..at };
+        let flags = self.descriptor(at.slot).flags;
+        let inside_a_chain = !receives && before.is_available(flags);
+        if !at.is_available(flags) && !before.is_used(flags) && !inside_a_chain {
+            return false;
+        }
+        // The chain that was used last began in this lap, unless the lap has only begun.
+        let far = if at.slot >= NEW_LAP { at.slot } else { self.size.min(BURST_SEGMENTS as u16) };
+        (1..=far).any(|back| {
+            let earlier = at.retreated(back, self.size);
+            let again = Position { wrap: !earlier.wrap, ..earlier };
+            let flags = self.descriptor(earlier.slot).flags;
+            earlier.is_used(flags) || again.is_available(flags)
+        })
     }
 
     /// Whether the driver made a chain available that has no end: nothing is taken from this ring any more.
@@ -275,7 +356,7 @@ impl PackedRing {
     }
 
     /// Visits the buffers of an indirect table: all entries in their order, whose flags mean nothing but [`WRITE`]
-    /// (2.8.7).
+    /// (2.8.7), and that only where the device is to write.
     fn visit_table(
         &mut self,
         table: PackedDescriptor,
@@ -289,7 +370,12 @@ impl PackedRing {
         for index in 0..entries {
             self.visited = self.visited.saturating_add(1);
             let (addr, rest) = table_entry(&mut self.memory, table.addr, index)?;
-            PackedDescriptor::from_halves(addr, rest).buffer().visit(&mut self.memory, access, visit)?;
+            let mut entry = PackedDescriptor::from_halves(addr, rest);
+            if access == Access::Read {
+                // DPDK's driver leaves it set in the tables of its transmit queue. To read such a buffer harms nobody.
+                entry.flags &= !WRITE;
+            }
+            entry.buffer().visit(&mut self.memory, access, visit)?;
         }
         Ok(())
     }
@@ -339,6 +425,7 @@ impl PackedRing {
         // The others, the buffers and the length of this one are written before its flags.
         fence(Ordering::Release);
         self.write_used(first);
+        self.position.publish(self.next_used);
     }
 
     /// Whether the driver is to be told of what was released since this was decided last.
@@ -439,8 +526,10 @@ impl Virtqueue for PackedRing {
         self.in_flight -= slots;
         self.next_used = self.next_used.advanced(slots, self.size);
         if self.first.is_none() {
+            self.position.hold(First { id: chain.id, len }, self.next_used);
             self.first = Some(used);
         } else {
+            self.position.write(self.next_used);
             self.write_used(used);
         }
     }
@@ -463,5 +552,7 @@ impl Virtqueue for PackedRing {
     }
 }
 
+#[cfg(test)]
+mod recovery_tests;
 #[cfg(test)]
 pub(super) mod tests;

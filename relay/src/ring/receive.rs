@@ -34,6 +34,8 @@ pub struct ReceiveRing {
     ring: Ring,
     pair: u8,
     rules: ReceiveRules,
+    /// The next buffer's address is not known yet; it was asked for.
+    unmapped: bool,
 }
 
 /// What became of one frame.
@@ -43,6 +45,8 @@ enum Outcome {
     Dropped(DropReason),
     /// There are not enough buffers now.
     Full,
+    /// The address of a buffer is not known yet.
+    Unmapped,
 }
 
 /// The chains that a frame has been spread over so far, none of them completed.
@@ -52,7 +56,7 @@ impl ReceiveRing {
     /// The receive queue of queue pair `pair`.
     pub fn new(mut ring: Ring, pair: u8, rules: ReceiveRules) -> Self {
         ring.disable_kicks();
-        Self { ring, pair, rules }
+        Self { ring, pair, rules, unmapped: false }
     }
 
     /// Its queue pair.
@@ -73,7 +77,14 @@ impl ReceiveRing {
     /// Copies frames into the guest, in order, until one finds no room; returns how many it is done with (delivered or
     /// dropped with a reason).
     pub fn deliver(&mut self, frames: Frames<'_>, counters: &DirectionCounters) -> usize {
-        with_ring!(&mut self.ring, ring => deliver(ring, &self.rules, frames, counters))
+        let Self { ring, rules, unmapped, .. } = self;
+        *unmapped = false;
+        with_ring!(ring, ring => deliver(ring, rules, frames, counters, unmapped))
+    }
+
+    /// Whether the last frame that found no room waits for the address of a buffer, not for a buffer.
+    pub fn is_unmapped(&self) -> bool {
+        self.unmapped
     }
 
     /// Shows the guest what was delivered; to be called once a burst.
@@ -90,6 +101,7 @@ fn deliver(
     rules: &ReceiveRules,
     frames: Frames<'_>,
     counters: &DirectionCounters,
+    unmapped: &mut bool,
 ) -> usize {
     if ring.begin_burst(frames.len() as u16).is_err() {
         counters.bad_available_index.add(1);
@@ -111,6 +123,10 @@ fn deliver(
             }
             Outcome::Dropped(reason) => counters.count_drop(reason, 1),
             Outcome::Full => break,
+            Outcome::Unmapped => {
+                *unmapped = true;
+                break;
+            }
         }
         done += 1;
     }
@@ -148,9 +164,9 @@ fn deliver_one(
         });
         let (chain, walked) = match next {
             Some((chain, walked)) if walked != Err(Stop::Unmapped) => (chain, walked),
-            _ => {
+            none => {
                 ring.put_back(chains.iter().map(|(chain, _)| chain.slots).sum());
-                return Outcome::Full;
+                return if none.is_some() { Outcome::Unmapped } else { Outcome::Full };
             }
         };
         let smallest = if !chains.is_empty() {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use arrayvec::ArrayVec;
-use pmd::frame::BURST_BYTES;
+use pmd::frame::{BURST_BYTES, MIN_FRAME};
 use pmd::{Burst, Capabilities, Frames, Offload, Segment, Token};
 
 use super::Ring;
@@ -188,7 +188,8 @@ fn push_frame(
     })?;
     let walked = walked.and_then(|()| match total {
         _ if header_left > 0 => Err(DropReason::ChainTooShort.into()),
-        0 => Err(DropReason::FrameTooShort.into()),
+        // Another guest must not get what no wire would carry.
+        _ if total < MIN_FRAME => Err(DropReason::FrameTooShort.into()),
         _ => match &rules.offloads {
             None => Ok(Offload::NONE),
             Some(rules) => read_header(&pieces, total, rules).map_err(Stop::from),
@@ -214,7 +215,7 @@ fn read_header(pieces: &HeaderPieces, len: u32, rules: &Capabilities) -> Result<
     // A legacy header is two bytes shorter, and those are not looked at here.
     let mut bytes = [0; header::LENGTH as usize];
     pmd::frame::gather(pieces, &mut bytes);
-    header::parse(&bytes, len, rules)
+    header::parse(&bytes, len, rules).map_err(|_| DropReason::BadOffload)
 }
 
 /// Chains that were taken and not completed, for a driver that wants them back in order.

@@ -30,6 +30,7 @@ const PACKAGES: &[&str] = &[
     "dpdk-dev",
     "librte-bus-vdev23",
     "librte-mempool-ring23",
+    "librte-net-pcap23",
     "librte-net-tap23",
     "librte-net-vhost23",
     "librte-net-virtio23",

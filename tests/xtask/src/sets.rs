@@ -52,7 +52,7 @@ pub const SETS: &[Set] = &[
         builds: false,
         run: interop,
     },
-    Set { name: "vm", about: "a Linux guest in QEMU", budget: minutes(3), builds: false, run: vm },
+    Set { name: "vm", about: "a Linux guest in QEMU", budget: minutes(4), builds: false, run: vm },
     Set {
         name: "lab",
         about: "VFs, VFIO and an IOMMU in a machine",
@@ -70,6 +70,20 @@ pub const NIGHTLY: &[Set] = &[
         budget: minutes(15),
         builds: false,
         run: deny,
+    },
+    Set {
+        name: "nightly-interop",
+        about: "all ring features, many restarts",
+        budget: minutes(40),
+        builds: false,
+        run: nightly_interop,
+    },
+    Set {
+        name: "nightly-vm",
+        about: "a Linux guest, many restarts",
+        budget: minutes(40),
+        builds: false,
+        run: nightly_vm,
     },
     Set {
         name: "nightly-fuzz",
@@ -154,6 +168,8 @@ fn scenario_folder(set: &str) -> Option<(&'static str, bool)> {
         "interop" => Some(("tests/interop", false)),
         "vm" => Some(("tests/vm", false)),
         "lab" => Some(("tests/lab/jobs", false)),
+        "nightly-interop" => Some(("tests/interop", true)),
+        "nightly-vm" => Some(("tests/vm", true)),
         "nightly-lab" => Some(("tests/lab/jobs", true)),
         _ => None,
     }
@@ -281,6 +297,14 @@ fn interop(context: &Context) -> Result<Failures> {
 
 fn vm(context: &Context) -> Result<Failures> {
     on_this_machine(context, "vm")
+}
+
+fn nightly_interop(context: &Context) -> Result<Failures> {
+    on_this_machine(context, "nightly-interop")
+}
+
+fn nightly_vm(context: &Context) -> Result<Failures> {
+    on_this_machine(context, "nightly-vm")
 }
 
 /// Runs the scenarios of a set one after the other on this machine.

@@ -21,9 +21,9 @@ pub(in crate::ring) const TABLES: u64 = GPA + 0x9_0000;
 const OUTSIDE: u64 = GPA + RAM;
 
 pub(in crate::ring) struct Guest {
-    ram: GuestRam,
-    ring: PackedDriver,
-    space: Arc<AddressSpace>,
+    pub(in crate::ring) ram: GuestRam,
+    pub(in crate::ring) ring: PackedDriver,
+    pub(in crate::ring) space: Arc<AddressSpace>,
     event_idx: bool,
 }
 
@@ -37,7 +37,7 @@ impl Guest {
         Self { ram, ring, space, event_idx: false }
     }
 
-    fn config(&self) -> RingConfig {
+    pub(super) fn config(&self) -> RingConfig {
         RingConfig {
             size: self.ring.size,
             descriptors: self.ram.user_of(self.ring.descriptors),
@@ -60,7 +60,7 @@ impl Guest {
         self.ring.publish(&self.ram);
     }
 
-    fn popped(&mut self) -> Vec<(u16, u32)> {
+    pub(super) fn popped(&mut self) -> Vec<(u16, u32)> {
         std::iter::from_fn(|| self.ring.pop(&self.ram)).collect()
     }
 
@@ -73,7 +73,7 @@ impl Guest {
     }
 }
 
-fn descriptor(addr: u64, len: u32, flags: u16) -> PackedDescriptor {
+pub(super) fn descriptor(addr: u64, len: u32, flags: u16) -> PackedDescriptor {
     PackedDescriptor { addr, len, id: 0xdead, flags }
 }
 

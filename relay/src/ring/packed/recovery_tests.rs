@@ -1,0 +1,171 @@
+//! Packed rings whose device side dies at any instruction, and a successor that goes on.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+
+use super::tests::{BUFFERS, Guest, descriptor};
+use super::*;
+use crate::guest::positions::{Positions, RingIdentity};
+
+const RING: RingIdentity = RingIdentity { device: 1, inode: 1, offset: 0, size: 0 };
+
+struct Scene {
+    guest: Guest,
+    path: PathBuf,
+    _folder: tempfile::TempDir,
+    /// Ids that the driver made available and has not got back, in order.
+    posted: VecDeque<u16>,
+    next_id: u16,
+    size: u16,
+}
+
+impl Scene {
+    fn new(size: u16) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("relay-0");
+        Self { guest: Guest::new(size), path, _folder: folder, posted: VecDeque::new(), next_id: 0, size }
+    }
+
+    /// A device side that has the positions file, as a front end starts it that only knows the beginning.
+    fn device(&self, receives: bool) -> (PackedRing, Positions, bool) {
+        let config = RingConfig { base: PackedRing::START, ..self.guest.config() };
+        let mut ring = PackedRing::new(&config, &self.guest.space, None).unwrap();
+        let mut positions = Positions::open(&self.path).unwrap();
+        let identity = RingIdentity { size: self.size, ..RING };
+        let (position, predecessor) = positions.claim(0, identity, PackedRing::START);
+        let resumed = predecessor.is_some_and(|predecessor| ring.recover(&predecessor, receives));
+        ring.keep_position(position);
+        (ring, positions, resumed)
+    }
+
+    fn post(&mut self, slots: u16) -> bool {
+        let chain = vec![descriptor(BUFFERS, 60, 0); usize::from(slots)];
+        let posted = self.guest.ring.push(&self.guest.ram, self.next_id, &chain);
+        self.guest.ring.publish(&self.guest.ram);
+        if posted {
+            self.posted.push_back(self.next_id);
+            self.next_id = self.next_id.wrapping_add(1) % 1000;
+        }
+        posted
+    }
+
+    /// What the driver gets back must be what it posted, in order, each once.
+    fn reap(&mut self) -> usize {
+        let popped = self.guest.popped();
+        for (id, _) in &popped {
+            assert_eq!(Some(*id), self.posted.pop_front(), "chains come back in order, each once");
+        }
+        popped.len()
+    }
+}
+
+/// Takes and completes up to `n` chains; with `publish` the driver sees them.
+fn burst(ring: &mut PackedRing, n: usize, publish: bool) {
+    ring.begin_burst(32).unwrap();
+    for _ in 0..n {
+        let Some((chain, _)) = ring.next_chain(Access::Read, |_| Ok(())) else { break };
+        ring.take(chain);
+        ring.complete(chain, 0);
+    }
+    if publish {
+        ring.publish();
+    }
+}
+
+proptest! {
+    /// Whatever burst the device side dies in, the driver gets every chain back once, and in order.
+    #[test]
+    fn a_successor_loses_nothing_and_completes_nothing_twice(
+        size in prop::sample::select(vec![7u16, 16, 64, 256]),
+        receives: bool,
+        lives in prop::collection::vec((
+            prop::collection::vec((1u16..4, 0usize..40, 0usize..12), 1..20), 0usize..12), 1..6),
+    ) {
+        let mut scene = Scene::new(size);
+        for (rounds, unpublished) in lives {
+            let (mut ring, positions, _) = scene.device(receives);
+            for (slots, posts, bursts) in rounds {
+                // A driver keeps its receive ring full, of chains of one descriptor.
+                let slots = if receives { 1 } else { slots };
+                let posts = if receives { usize::from(size) } else { posts };
+                for _ in 0..posts {
+                    if !scene.post(slots) {
+                        break;
+                    }
+                }
+                burst(&mut ring, bursts, true);
+                scene.reap();
+            }
+            if receives {
+                while scene.post(1) {}
+            }
+            // Dies with a burst half done.
+            burst(&mut ring, unpublished, false);
+            drop((ring, positions));
+        }
+        let (mut ring, _positions, _) = scene.device(receives);
+        for _ in 0..2 * size {
+            burst(&mut ring, 8, true);
+            scene.reap();
+        }
+        prop_assert!(scene.posted.is_empty(), "{:?} did not come back", scene.posted);
+    }
+}
+
+#[test]
+fn a_ring_that_its_driver_began_anew_is_not_taken_for_the_old_one() {
+    for receives in [false, true] {
+        for used in [40, 100, 255, 256 + 40, 256 + 100, 512 + 77, 768 + 200] {
+            let mut scene = Scene::new(256);
+            let (mut ring, positions, _) = scene.device(receives);
+            if receives {
+                while scene.post(1) {}
+            }
+            for _ in 0..used {
+                scene.post(1);
+                burst(&mut ring, 1, true);
+                assert_eq!(scene.reap(), 1);
+            }
+            drop((ring, positions));
+            // The driver is reset: its ring is as if nobody had ever used it.
+            let old = &scene.guest.ring;
+            let zeros = vec![0; 16 * 256];
+            scene.guest.ram.write(old.descriptors, &zeros);
+            scene.guest.ring.begin_anew();
+            scene.posted.clear();
+            for _ in 0..if receives { 256 } else { 3 } {
+                assert!(scene.post(1));
+            }
+            let (mut ring, _positions, resumed) = scene.device(receives);
+            assert!(!resumed, "receives: {receives}, after {used}");
+            burst(&mut ring, 2, true);
+            assert_eq!(scene.reap(), 2, "receives: {receives}, after {used}");
+        }
+    }
+}
+
+#[test]
+fn a_ring_is_resumed_wherever_it_was() {
+    for receives in [false, true] {
+        for used in (1..600).step_by(7) {
+            let mut scene = Scene::new(256);
+            let (mut ring, positions, _) = scene.device(receives);
+            if receives {
+                while scene.post(1) {}
+            }
+            for _ in 0..used {
+                scene.post(1);
+                burst(&mut ring, 1, true);
+                assert_eq!(scene.reap(), 1);
+            }
+            if receives {
+                scene.post(1);
+            }
+            drop((ring, positions));
+            let (_, _, resumed) = scene.device(receives);
+            assert!(resumed, "receives: {receives}, after {used}");
+        }
+    }
+}
