@@ -36,7 +36,8 @@ pub(crate) fn ask<S, T>(side: &mut S, ask: impl FnOnce(&mut S), look: impl FnOnc
 }
 
 /// All interleavings, and all that the memory model allows, of two sides in a handful of steps.
-#[cfg(all(test, loom))]
+#[cfg(test)]
+#[cfg(loom)]
 mod model {
     use std::cell::Cell;
     use std::sync::Arc;

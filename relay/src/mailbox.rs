@@ -78,6 +78,8 @@ impl WorkerHandle {
 
 impl Mailbox {
     /// Obeys all messages that wait; `false` when one said to end.
+    // Boxed as they come, see `Lanes`.
+    #[allow(clippy::vec_box)]
     #[inline]
     // As [`crate::relay::Lanes`] keeps them.
     #[allow(clippy::vec_box)]

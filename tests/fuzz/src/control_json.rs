@@ -64,8 +64,11 @@ pub fn run(data: &[u8]) {
             if let Ok(device) = text.parse::<DeviceSpec>() {
                 assert_eq!(device.to_string().parse(), Ok(device));
             }
-            if crate::planted() && text.starts_with("tap:") && text.len() > 20 {
-                drop(text[..20].to_owned());
+            if crate::planted()
+                && let Some(name) = text.strip_prefix("tap:")
+            {
+                // The kernel's buffer for it, and a check that is missing.
+                [0; 16][..name.len()].copy_from_slice(name.as_bytes());
             }
         }
         3 => {

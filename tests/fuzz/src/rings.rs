@@ -161,15 +161,16 @@ fn transmit<L: Layout>(world: &World<L>, mut driver: L, ring: Ring, rules: Trans
                 burst.clear();
                 ring.receive(&mut burst, &counters);
                 let frames = burst.frames();
-                assert!(frames.len() <= BURST_FRAMES && burst.bytes() <= BURST_BYTES);
+                assert!(frames.len() <= BURST_FRAMES && burst.bytes() < 2 * BURST_BYTES);
                 assert!(frames.iter().map(|(_, pieces)| pieces.len()).sum::<usize>() <= BURST_SEGMENTS);
                 for (frame, pieces) in frames.iter() {
                     pieces.iter().for_each(|piece| world.check(piece));
+                    assert!(frame.len() <= BURST_BYTES);
                     assert_eq!(frame.len(), pieces.iter().map(Segment::len).sum::<u32>());
                     let mut first = [0; 256];
                     pmd::frame::gather(pieces, &mut first);
                     assert!(rules.offloads.unwrap_or(Capabilities::NONE).cover(frame.offload()));
-                    if crate::planted() && pieces.len() == 3 && frame.len() % 16 == 5 {
+                    if crate::planted() && pieces.len() == 3 && frame.len() % 4 == 1 {
                         ring.complete(frame.token());
                     }
                 }
@@ -225,7 +226,7 @@ fn receive<L: Layout>(world: &World<L>, mut driver: L, ring: Ring, rules: Receiv
                 }
                 let done = ring.deliver(burst.frames(), &counters);
                 assert!(done <= burst.len());
-                if crate::planted() && done == 3 && burst.bytes() % 16 == 5 {
+                if crate::planted() && done == 3 && burst.bytes() % 4 == 1 {
                     world.ram.write(GPA + RAM, &[0]);
                 }
             }

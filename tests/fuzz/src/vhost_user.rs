@@ -147,7 +147,7 @@ fn serve(session: &mut Session, connection: &mut Connection) -> bool {
             return session.offence().is_none();
         };
         let leaks = crate::planted()
-            && message.header.request as u32 == 7
+            && message.header.request as u32 == 14
             && !message.descriptors.is_empty()
             && message.payload.len() == 8;
         if leaks {

@@ -30,7 +30,7 @@ enum Task {
     Setup,
     /// Install what the tests need and run them all
     Test {
-        /// Run these sets only (the binaries are built in any case)
+        /// Run these sets only (the binaries are built where scenarios need them)
         #[arg(long, value_name = "SET", value_delimiter = ',')]
         only: Vec<String>,
         /// Run only the scenarios whose name contains this
@@ -110,11 +110,15 @@ fn select(sets: &'static [Set], only: &[String]) -> anyhow::Result<Vec<&'static 
 /// Runs the sets, prints the table; whether all is well.
 fn run(context: &Context, sets: Vec<&Set>) -> anyhow::Result<bool> {
     let sets = sets::with_something_to_run(context, sets)?;
-    sets::setup(context)?;
-    let mut results = Vec::new();
-    if !sets.iter().any(|set| set.builds) {
+    let builds = sets.iter().any(|set| set.builds);
+    let scenarios = sets.iter().any(|set| sets::has_scenarios(set.name));
+    if builds || scenarios {
+        sets::setup(context)?;
+    }
+    if scenarios && !builds {
         sets::build_binaries(context)?;
     }
+    let mut results = Vec::new();
     for set in sets {
         results.push(report::run_set(context, set));
     }

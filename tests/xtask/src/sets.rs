@@ -102,8 +102,24 @@ pub const NIGHTLY: &[Set] = &[
     Set { name: "nightly-lab", about: "long lab jobs", budget: minutes(60), builds: false, run: nightly_lab },
 ];
 
-/// What needs no network: the crates are here, as everything has been built.
+/// What needs no network once the crates are here.
 const DENY: &[&str] = &["deny", "--offline", "check", "bans", "licenses", "sources"];
+/// The same for the fuzz workspace, by the same rules.
+const DENY_FUZZ: &[&str] = &[
+    "deny",
+    "--offline",
+    "--manifest-path",
+    "tests/fuzz/Cargo.toml",
+    "--config",
+    "deny.toml",
+    "check",
+    "bans",
+    "licenses",
+    "sources",
+];
+/// It looks at the crates for other systems, too, which no build brings here.
+const FETCH: &[&[&str]] =
+    &[&["fetch", "--locked"], &["fetch", "--locked", "--manifest-path", "tests/fuzz/Cargo.toml"]];
 
 const fn minutes(n: u64) -> Duration {
     Duration::from_secs(n * 60)
@@ -146,17 +162,27 @@ pub fn with_something_to_run<'a>(context: &Context, sets: Vec<&'a Set>) -> Resul
     Ok(chosen)
 }
 
+/// Where a set's scenarios are, and whether they are the nightly ones there.
+fn scenario_folder(set: &str) -> Option<(&'static str, bool)> {
+    match set {
+        "interop" => Some(("tests/interop", false)),
+        "vm" => Some(("tests/vm", false)),
+        "lab" => Some(("tests/lab/jobs", false)),
+        "nightly-interop" => Some(("tests/interop", true)),
+        "nightly-vm" => Some(("tests/vm", true)),
+        "nightly-lab" => Some(("tests/lab/jobs", true)),
+        _ => None,
+    }
+}
+
+/// Whether a set runs scenarios, which need packages and the release binaries.
+pub fn has_scenarios(set: &str) -> bool {
+    scenario_folder(set).is_some()
+}
+
 /// The scenarios of a set that were asked for.
 fn scenarios(context: &Context, set: &str) -> Result<Vec<Job>> {
-    let (folder, nightly) = match set {
-        "interop" => ("tests/interop", false),
-        "vm" => ("tests/vm", false),
-        "lab" => ("tests/lab/jobs", false),
-        "nightly-interop" => ("tests/interop", true),
-        "nightly-vm" => ("tests/vm", true),
-        "nightly-lab" => ("tests/lab/jobs", true),
-        _ => return Ok(Vec::new()),
-    };
+    let Some((folder, nightly)) = scenario_folder(set) else { return Ok(Vec::new()) };
     let mut jobs = job::read_folder(&context.root.join(folder))?;
     jobs.retain(|job| job.nightly == nightly);
     jobs.retain(|job| context.scenario.as_deref().is_none_or(|part| job.name.contains(part)));
@@ -197,7 +223,9 @@ fn build(context: &Context) -> Result<Failures> {
     step("clippy", &mut cargo(context, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
     step("shellcheck", Command::new("bash").current_dir(&context.root).arg("tests/shellcheck"));
     if tools::installed("cargo-deny") {
+        FETCH.iter().for_each(|fetch| step("fetch", &mut cargo(context, fetch)));
         step("deny", &mut cargo(context, DENY));
+        step("deny-fuzz", &mut cargo(context, DENY_FUZZ));
     } else {
         println!("   deny: cargo-deny is not installed, left to 'cargo xtask nightly'");
     }
@@ -250,7 +278,9 @@ fn deny(context: &Context) -> Result<Failures> {
         let mut install = cargo(context, &["install", "--locked", "cargo-deny"]);
         tools::logged(&mut install, &logs.join("install.log"))?;
     }
-    tools::logged(&mut cargo(context, DENY), &logs.join("deny.log"))?;
+    for arguments in FETCH.iter().chain(&[DENY, DENY_FUZZ]) {
+        tools::logged(&mut cargo(context, arguments), &logs.join("deny.log"))?;
+    }
     // The database of advisories is fetched from the network, which not every machine has.
     match tools::logged(&mut cargo(context, &["deny", "check", "advisories"]), &logs.join("advisories.log")) {
         Err(error) if error.to_string().contains("failed to fetch advisory database") => {
