@@ -667,8 +667,11 @@ fn everything_is_rewritten(packed: bool, offloads: u64) {
                             // Never mind what is used: slots are made available in the lap that is due.
                             let flags = ring.next_available.available_flags();
                             let slot = ring.next_available.slot;
-                            let (addr, len, kind) =
-                                if n.is_multiple_of(2) { (buffers, WHOLE, 0) } else { (tables, 64, INDIRECT) };
+                            let (addr, len, kind) = if n.is_multiple_of(2) {
+                                (buffers, WHOLE, 0)
+                            } else {
+                                (tables, 64, INDIRECT)
+                            };
                             ring.set(ram, slot, PackedDescriptor { addr, len, id: n, flags: flags | kind });
                             ring.next_available = ring.next_available.advanced(1, ring.size);
                         }
