@@ -59,7 +59,7 @@ impl TwoRegions {
     /// Fills the edges with bytes that are nowhere the same.
     pub fn fill(&self, nic: &GuestNic) {
         for edge in self.edges {
-            let bytes: Vec<u8> = (0..512).map(|n| (n * 31 >> 3) as u8 ^ (edge >> 12) as u8).collect();
+            let bytes: Vec<u8> = (0..512).map(|n| ((n * 31) >> 3) as u8 ^ (edge >> 12) as u8).collect();
             self.write(nic, edge - 256, &bytes);
         }
     }

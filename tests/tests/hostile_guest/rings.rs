@@ -659,7 +659,7 @@ fn everything_is_rewritten(packed: bool, offloads: u64) {
                         (Layout::Split(ring), ram) => {
                             let whole = Descriptor { addr: buffers, len: WHOLE, flags: 0, next: 0 };
                             let table = Descriptor { addr: tables, len: 64, flags: INDIRECT, next: 0 };
-                            ring.set(ram, n % 32, if n % 2 == 0 { whole } else { table });
+                            ring.set(ram, n % 32, if n.is_multiple_of(2) { whole } else { table });
                             ring.push(ram, n % 32);
                             ring.publish(ram);
                         }
@@ -667,8 +667,11 @@ fn everything_is_rewritten(packed: bool, offloads: u64) {
                             // Never mind what is used: slots are made available in the lap that is due.
                             let flags = ring.next_available.available_flags();
                             let slot = ring.next_available.slot;
-                            let (addr, len, kind) =
-                                if n % 2 == 0 { (buffers, WHOLE, 0) } else { (tables, 64, INDIRECT) };
+                            let (addr, len, kind) = if n.is_multiple_of(2) {
+                                (buffers, WHOLE, 0)
+                            } else {
+                                (tables, 64, INDIRECT)
+                            };
                             ring.set(ram, slot, PackedDescriptor { addr, len, id: n, flags: flags | kind });
                             ring.next_available = ring.next_available.advanced(1, ring.size);
                         }
