@@ -70,7 +70,7 @@ pub struct Config {
 pub struct RelaySettings {
     /// Whether the VM makes the socket; `None`: as [`Sockets::client`] says.
     pub client: Option<bool>,
-    /// The MTU that the VM is told, in bytes; `None`: none.
+    /// The largest MTU that a front end may set, in bytes; `None`: what any relay can do.
     pub mtu: Option<u16>,
 }
 
@@ -177,7 +177,7 @@ impl Config {
         self.relay.get(&id).and_then(|relay| relay.client).unwrap_or(self.sockets.client)
     }
 
-    /// The MTU that the VM of relay `id` is told, in bytes.
+    /// The largest MTU that the front end of relay `id` may set, in bytes.
     pub fn mtu(&self, id: u32) -> Option<u16> {
         self.relay.get(&id)?.mtu
     }

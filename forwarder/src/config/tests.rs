@@ -158,13 +158,12 @@ fn single_relays_differ_from_the_rest() {
     let clients = [(true, None), (true, Some(9000)), (false, None), (true, Some(1500))];
     assert_eq!(modes("--vhostuser-client"), clients);
 
-    let wrong =
-        "relays = 4\n[[relay]]\nid = 4\n[[relay]]\nid = 1\nmtu = 67\n[[relay]]\nid = 1\nmtu = 65536\n";
+    let wrong = "relays = 4\n[[relay]]\nid = 4\n[[relay]]\nid = 1\nmtu = 67\n[[relay]]\nid = 1\nmtu = 9685\n";
     let mistakes = Scene::new().with("config.toml", wrong).mistakes("");
     let says = [
         ":3: id: there is no relay 4",
         ":6: mtu: '67' is no MTU",
-        ":9: mtu: '65536' is no MTU",
+        ":9: mtu: '9685' is no MTU",
         ":8: id: relay 1 has a table before",
     ];
     assert_eq!(mistakes.len(), says.len(), "{mistakes:#?}");

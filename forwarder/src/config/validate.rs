@@ -14,6 +14,7 @@ use super::sockets::SocketPattern;
 use super::{Config, DEFAULT_VHOST_PATH, GuestOffer, InitialDevice, LogLevel, RelaySettings, Sockets};
 use crate::placement::Pins;
 use crate::worker::Idle;
+use relay::guest::session::{MAX_MTU, MIN_MTU};
 
 /// More relays than this would be a typing error: each has its socket, its descriptors and its memory.
 const MOST_RELAYS: u32 = 1024;
@@ -183,10 +184,10 @@ impl Validator<'_> {
     }
 }
 
-/// The limits are those of the virtio specification (5.1.4.1).
 fn mtu(text: &str) -> Result<Option<u16>, String> {
-    let number = text.parse().ok().filter(|mtu| *mtu >= 68);
-    number.map(Some).ok_or_else(|| format!("'{text}' is no MTU; write a number of bytes from 68 to 65535"))
+    let number = text.parse().ok().filter(|mtu| (MIN_MTU..=MAX_MTU).contains(mtu));
+    let wrong = || format!("'{text}' is no MTU; write a number of bytes from {MIN_MTU} to {MAX_MTU}");
+    number.map(Some).ok_or_else(wrong)
 }
 
 fn on(switch: &Option<Switch>) -> bool {

@@ -43,9 +43,9 @@ use crate::ring::{PackedRing, ReceiveRing, Ring, RingConfig, RingError, SplitRin
 /// Virtqueues: a receive queue (even) and a transmit queue (odd) for each queue pair.
 pub(super) const RINGS: usize = 2 * MOST_PAIRS;
 /// Longest frame without its Ethernet header and VLAN tag, in bytes: jumbo frames of 9702 bytes.
-const MAX_MTU: u16 = 9702 - 18;
+pub const MAX_MTU: u16 = 9702 - 18;
 /// Shortest MTU that virtio-net knows (virtio 1.3, 5.1.4.1).
-const MIN_MTU: u16 = 68;
+pub const MIN_MTU: u16 = 68;
 
 /// Why a message was not obeyed. The front end is told if it asked for replies; otherwise the connection ends.
 #[derive(Debug, Error)]
