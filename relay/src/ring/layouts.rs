@@ -5,12 +5,16 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::chain::{Access, Stop};
 use super::operations::{Model, Operation, TestDriver, operations};
 use super::packed::tests::{BUFFERS, GPA, Guest as PackedGuest, RAM, TABLES};
 use super::queue::Virtqueue;
-use super::{RingConfig, SplitRing};
+use super::{Ring, RingConfig, SplitRing};
+use crate::counters::DropReason;
 use crate::driver::memory::GuestRam;
 use crate::driver::split::{Descriptor, DriverRing, INDIRECT, NEXT, write_descriptor};
+use crate::guest::iotlb::Permission;
+use crate::guest::iotlb_miss;
 use crate::guest::memory::{GuestMemory, RegionDescription};
 use crate::guest::space::AddressSpace;
 
@@ -179,5 +183,60 @@ proptest! {
         let packed = run(&mut Modest::new(guest, usize::from(size / 2)), &mut ring, in_order, &steps);
         prop_assert_eq!(split.trace, packed.trace);
         prop_assert_eq!(split.returned, packed.returned);
+    }
+}
+
+/// A ring of either layout in which one chain of one buffer waits, who must be kept for it, and its memory.
+fn with_a_chain(packed: bool) -> (Ring, Box<dyn std::any::Any>, Arc<AddressSpace>) {
+    let chain = [(BUFFERS, 60)];
+    if packed {
+        let mut guest = PackedGuest::new(7);
+        assert!(guest.push(3, &chain, false));
+        guest.publish();
+        let ring = guest.device();
+        let space = Arc::clone(ring.space());
+        (ring.into(), Box::new(guest), space)
+    } else {
+        let mut guest = SplitGuest::new(8, 0);
+        assert!(guest.push(3, &chain, false));
+        guest.publish();
+        let ring = guest.device();
+        let space = Arc::clone(ring.space());
+        (ring.into(), Box::new(guest), space)
+    }
+}
+
+fn walked(ring: &mut Ring) -> Result<(), Stop> {
+    let walked = with_ring!(ring, ring => ring.next_chain(Access::Read, |_| Ok(())));
+    walked.expect("a chain waits").1
+}
+
+#[test]
+fn a_ring_knows_its_size() {
+    assert_eq!([true, false].map(|packed| with_a_chain(packed).0.size()), [7, 8]);
+}
+
+#[test]
+fn a_ring_looks_into_the_space_that_it_was_given_last() {
+    for packed in [true, false] {
+        let (mut ring, _guest, space) = with_a_chain(packed);
+        assert_eq!(walked(&mut ring), Ok(()));
+        ring.set_space(Arc::default());
+        assert_eq!(walked(&mut ring), Err(Stop::Malformed(DropReason::BadAddress)));
+        ring.set_space(space);
+        assert_eq!(walked(&mut ring), Ok(()));
+    }
+}
+
+#[test]
+fn an_address_that_is_missing_is_reported_where_it_may_still_come() {
+    for packed in [true, false] {
+        let (mut ring, _guest, _) = with_a_chain(packed);
+        let bell = iotlb_miss::wake().unwrap();
+        let (reporter, reports) = iotlb_miss::miss_report(&bell);
+        ring.report_misses(reporter);
+        ring.set_space(Arc::default());
+        assert_eq!(walked(&mut ring), Err(Stop::Unmapped));
+        assert_eq!(reports.take(), Some((BUFFERS, Permission::Read)));
     }
 }

@@ -126,8 +126,8 @@ fn session(worker: &WorkerHandle, data: &[u8]) {
     theirs.set_nonblocking(true).expect("it is a socket");
     let mut front_end = FrontEnd { stream: theirs, ram: GuestRam::new(GPA, RAM).expect("memory") };
     let mut connection = Connection::new(ours).expect("it is a socket");
-    let mut session =
-        Session::new(Arc::clone(&relay), &GuestOptions::default(), connection.peer()).expect("an eventfd");
+    let options = GuestOptions { udp_segmentation: true, ..GuestOptions::default() };
+    let mut session = Session::new(Arc::clone(&relay), &options, connection.peer()).expect("an eventfd");
     let mut input = Input::new(data);
     for _ in 0..STEPS {
         if input.is_empty() || !front_end.step(&mut input) || !serve(&mut session, &mut connection) {
