@@ -161,6 +161,8 @@ const RECEIVE_RINGS: u64 = 0x5555_5555_5555_5555;
 pub(crate) struct State {
     placement: Placement,
     ends: Ends,
+    /// How many keep the lanes at home.
+    held: usize,
     /// Lanes that workers have.
     out: Vec<(LaneKey, WorkerHandle)>,
     /// The guest's rings that run: bit n is virtqueue n.
@@ -196,6 +198,7 @@ impl Relay {
         let state = State {
             placement,
             ends: Ends::default(),
+            held: 0,
             out: Vec::new(),
             running: 0,
             announce: None,
@@ -236,6 +239,15 @@ impl Relay {
 
     /// Takes all lanes home, lets `change` at the ends, and sends the lanes out again.
     fn rebuild<R>(&self, state: &mut State, borrowed: Borrowed, change: impl FnOnce(&mut Ends) -> R) -> R {
+        Self::bring_home(state, borrowed);
+        let result = change(&mut state.ends);
+        if state.held == 0 {
+            self.send_out(state);
+        }
+        result
+    }
+
+    fn bring_home(state: &mut State, borrowed: Borrowed) {
         for (key, worker) in std::mem::take(&mut state.out) {
             let Some(mut lane) = worker.recall(key) else { continue };
             if borrowed == Borrowed::TakeBack || lane.has_lent() {
@@ -243,13 +255,24 @@ impl Relay {
             }
             state.ends.take_apart(*lane);
         }
-        let result = change(&mut state.ends);
+    }
+
+    fn send_out(&self, state: &mut State) {
         for lane in state.ends.lanes(self.id, &self.counters) {
             let worker = state.placement.of(lane.key.direction).clone();
             state.out.push((lane.key, worker.clone()));
             worker.adopt(Box::new(lane));
         }
-        result
+    }
+
+    /// Keeps all lanes at home until what is returned is dropped: for several changes that belong together. Nothing of
+    /// the guest is borrowed meanwhile, and a device's frames wait in the device.
+    pub fn hold(&self) -> Held<'_> {
+        let mut state = self.lock();
+        Self::bring_home(&mut state, Borrowed::TakeBack);
+        state.held += 1;
+        state.revive_queue();
+        Held(self)
     }
 
     /// A front end has connected, or has gone.
@@ -321,9 +344,7 @@ impl Relay {
                 ends.guest_transmit.get_mut(pair)?.take().map(|mut ring| ring.ring().finish())
             }
         });
-        if std::mem::take(&mut state.queue_is_dead) {
-            state.tell_device(|| ToDevice::Restart);
-        }
+        state.revive_queue();
         base
     }
 
@@ -353,9 +374,7 @@ impl Relay {
             let transmit = ends.guest_transmit.iter_mut().flatten().map(TransmitRing::ring);
             receive.chain(transmit).for_each(|ring| ring.set_space(Arc::clone(space)));
         });
-        if std::mem::take(&mut state.queue_is_dead) {
-            state.tell_device(|| ToDevice::Restart);
-        }
+        state.revive_queue();
     }
 
     /// Tells the network behind the device that the guest is here now; as soon as the device runs, if it does not.
@@ -410,7 +429,12 @@ impl Relay {
     /// Whether the guest wants its device to run: from when rings run both ways until none does.
     pub(crate) fn guest_wants_device(&self, running: bool) -> bool {
         let state = self.lock();
-        if running { state.running != 0 } else { state.runs_both_ways() }
+        match running {
+            // Not before all that belongs together has changed.
+            _ if state.held > 0 => running,
+            true => state.running != 0,
+            false => state.runs_both_ways(),
+        }
     }
 
     /// The device has been started: its queues go to the workers.
@@ -443,6 +467,21 @@ impl Relay {
     }
 }
 
+/// Lanes that are kept at home, see [`Relay::hold`].
+#[derive(Debug)]
+pub struct Held<'a>(&'a Relay);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.held -= 1;
+        if state.held == 0 {
+            self.0.send_out(&mut state);
+            state.guest_changed();
+        }
+    }
+}
+
 impl State {
     fn guest_state(&self) -> GuestState {
         if self.runs_both_ways() { GuestState::Ready } else { GuestState::Uninit }
@@ -465,6 +504,13 @@ impl State {
         if let Some(control) = self.device.as_ref().and_then(|device| device.control.as_ref()) {
             // A control thread that has ended has no more use for news.
             let _ = control.send(message());
+        }
+    }
+
+    /// A queue that was disabled to take frames back from it is to be brought up anew.
+    fn revive_queue(&mut self) {
+        if std::mem::take(&mut self.queue_is_dead) {
+            self.tell_device(|| ToDevice::Restart);
         }
     }
 

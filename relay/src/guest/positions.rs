@@ -250,7 +250,7 @@ impl Positions {
         let Some(slot) = self.shared.slot(index) else { return (RingPosition::none(), None) };
         let predecessor = slot.predecessor(&identity);
         if predecessor.is_none() {
-            slot.begin(&identity);
+            slot.begin(&identity, base);
         }
         slot.base.store(u64::from(base), Ordering::Relaxed);
         let progress = Progress::of(slot.progress.load(Ordering::Relaxed));
@@ -280,7 +280,7 @@ impl Slot {
         })
     }
 
-    fn begin(&self, identity: &RingIdentity) {
+    fn begin(&self, identity: &RingIdentity, base: u32) {
         self.state.store(EMPTY, Ordering::Relaxed);
         // Empty before anything else changes.
         fence(Ordering::Release);
@@ -288,6 +288,7 @@ impl Slot {
             slot.store(word, Ordering::Relaxed);
         }
         self.progress.store(Progress::at(Position::START).word(), Ordering::Relaxed);
+        self.base.store(u64::from(base), Ordering::Relaxed);
         self.state.store(RUNNING, Ordering::Release);
     }
 }

@@ -423,6 +423,8 @@ impl Session {
         if bits & !self.offered.0 != 0 {
             return Err(Refusal::Features(bits & !self.offered.0));
         }
+        let relay = Arc::clone(&self.relay);
+        let _held = relay.hold();
         if self.features != Features(bits) {
             self.stop_all(false);
             self.features = Features(bits);
@@ -436,6 +438,8 @@ impl Session {
         if self.log.as_ref().is_some_and(|log| !log.covers(memory.end())) {
             return Err(Refusal::SmallLog);
         }
+        let relay = Arc::clone(&self.relay);
+        let _held = relay.hold();
         self.stop_all(false);
         self.memory = Arc::new(memory);
         self.space = Arc::new(self.make_space());
@@ -455,6 +459,8 @@ impl Session {
     /// they were waits until they are somewhere again.
     fn renew_space(&mut self, removed: bool) -> Result<(), Refusal> {
         self.space = Arc::new(self.make_space());
+        let relay = Arc::clone(&self.relay);
+        let _held = relay.hold();
         if removed {
             self.asked.clear();
             for index in 0..RINGS {
@@ -502,6 +508,8 @@ impl Session {
     ///
     /// Transmit queues first: on a cable their frames would go nowhere once the receive queues have stopped.
     fn stop_all(&mut self, reset: bool) {
+        let relay = Arc::clone(&self.relay);
+        let _held = relay.hold();
         for index in (1..RINGS).step_by(2).chain((0..RINGS).step_by(2)) {
             self.stop_ring(index);
             if reset {
