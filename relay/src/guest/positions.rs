@@ -24,6 +24,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation, MemfdFlags, fallocate, flock, memfd_create};
 use vm_memory::FileOffset;
@@ -34,6 +35,9 @@ use crate::ring::position::Position;
 
 /// Rings that one file has slots for.
 pub const RINGS: usize = 64;
+
+/// So long a process that was killed may take to let go of its files.
+const DYING: Duration = Duration::from_millis(200);
 
 const MAGIC: u64 = u64::from_ne_bytes(*b"vfwdring");
 const VERSION: u32 = 2;
@@ -365,13 +369,26 @@ fn open(path: &Path) -> io::Result<Option<File>> {
     if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o077 != 0 || found.nlink() != 1 {
         return unusable("it is not ours alone");
     }
-    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    lock(&file)?;
     let mut header = [0; 16];
     if found.len() != LENGTH as u64 || file.read_exact_at(&mut header, 0).is_err() || header != self::header()
     {
         return unusable("it was written by another version");
     }
     Ok(Some(file))
+}
+
+/// Waits a moment for a process that is just dying.
+fn lock(file: &File) -> io::Result<()> {
+    let end = Instant::now() + DYING;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return Ok(result?),
+        }
+    }
 }
 
 /// A new, empty file in place of whatever is at `path`, locked.
