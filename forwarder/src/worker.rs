@@ -1,6 +1,6 @@
 //! Workers: the polling threads, one pinned to each worker CPU.
 //!
-//! A worker owns the lanes that it was given and steps through them in turn. When nothing has happened for a while it
+//! A worker owns the lanes that it was given and steps through them in turn, so that each has its share of the time. When nothing has happened for a while it
 //! sleeps between passes, for a moment that grows to a millisecond; a message wakes it at once.
 
 use std::io;
@@ -13,6 +13,7 @@ use relay::interrupt::Interrupter;
 use relay::lane::{Direction, LaneKey};
 use relay::mailbox::{Mailbox, WorkerHandle, mailbox};
 use relay::relay::Lanes;
+use relay::turns::{Turns, ticks};
 use thiserror::Error;
 
 /// Without work a worker polls on for this long before it sleeps.
@@ -152,13 +153,25 @@ impl Drop for Worker {
 fn run(mailbox: &Mailbox, heartbeat: &Heartbeat, idle: Idle) {
     let mut lanes = Lanes::default();
     let mut rest = Rest::new();
+    let mut turns = Turns::default();
     while lanes.attend(mailbox) {
         let now = Instant::now();
         let mut busy = false;
+        let mut before = ticks();
         for lane in lanes.iter_mut() {
+            if !turns.has_turn(&lane.account) {
+                // It has work, and others have more right to the time.
+                busy = true;
+                continue;
+            }
             heartbeat.enter(lane.key);
-            busy |= lane.step(now);
+            let has_work = lane.step(now);
+            let after = ticks();
+            turns.charge(&mut lane.account, after.wrapping_sub(before), has_work);
+            before = after;
+            busy |= has_work;
         }
+        turns.end_pass();
         heartbeat.pass();
         if busy {
             rest.reset(now);

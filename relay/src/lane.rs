@@ -25,6 +25,7 @@ use crate::net::hash;
 use crate::path::{Path, Waiting};
 use crate::ring::queue::{Chain, tag_of};
 use crate::ring::{ReceiveRing, TransmitRing};
+use crate::turns::Account;
 
 /// Queue pairs of one guest, at most.
 pub const MOST_PAIRS: usize = 32;
@@ -125,6 +126,8 @@ pub struct LaneCounters {
 pub struct Lane {
     /// Its name.
     pub key: LaneKey,
+    /// The time that its worker has spent on it.
+    pub account: Account,
     pub(crate) sources: Vec<Source>,
     pub(crate) sinks: Vec<Sink>,
     /// In the order of their sources.
@@ -156,7 +159,17 @@ impl Lane {
                 *entry = index as u8;
             }
         }
-        Self { key, sources, sinks, paths, starts, by_pair, mixed: Box::default(), counters }
+        Self {
+            key,
+            account: Account::default(),
+            sources,
+            sinks,
+            paths,
+            starts,
+            by_pair,
+            mixed: Box::default(),
+            counters,
+        }
     }
 
     /// Moves at most one burst from each source; returns whether there was anything to do. `now` is the time of this

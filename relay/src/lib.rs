@@ -19,5 +19,6 @@ pub mod net;
 pub mod path;
 pub mod relay;
 pub mod ring;
+pub mod turns;
 
 pub use relay::Relay;
