@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use relay::Relay;
 use relay::counters::{Counter, DirectionCounters, DropReason};
+use relay::lane::MOST_PAIRS;
 
 /// Metrics of these relays as they are now.
 pub fn text(relays: &[Arc<Relay>]) -> Result<String, fmt::Error> {
@@ -80,8 +81,14 @@ impl Collector for Relays {
         let mut family = encoder.encode_descriptor("dropped_frames", help, None, counter.metric_type())?;
         for (Lane { relay, direction }, counters) in self.lanes() {
             for reason in DropReason::ALL {
-                let labels = Dropped { relay, direction, queue: 0, reason: reason.name() };
-                ConstCounter::new(counters.dropped(*reason)).encode(family.encode_family(&labels)?)?;
+                for queue in 0..MOST_PAIRS as u8 {
+                    let dropped = counters.dropped_at(queue, *reason);
+                    // Of most queues and reasons there is nothing to say; the first stands for all of them.
+                    if queue == 0 || dropped > 0 {
+                        let labels = Dropped { relay, direction, queue: queue.into(), reason: reason.name() };
+                        ConstCounter::new(dropped).encode(family.encode_family(&labels)?)?;
+                    }
+                }
             }
         }
         let missed = |relay: &Relay| Some(relay.status().device?.statistics.rx_missed);

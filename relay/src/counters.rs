@@ -6,6 +6,8 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::lane::MOST_PAIRS;
+
 /// A number that one thread adds to and any thread reads.
 #[derive(Default)]
 pub struct Counter(AtomicU64);
@@ -87,6 +89,9 @@ drop_reasons! {
     Aborted = "aborted",
 }
 
+/// Frames dropped, by reason.
+type Drops = [Counter; DropReason::ALL.len()];
+
 /// One direction's counters.
 ///
 /// Aligned so that two blocks never share a cache line pair: the neighbour's owner is another core.
@@ -105,7 +110,8 @@ pub struct DirectionCounters {
     pub interrupts: Counter,
     /// Times an available index was out of reach and the ring was therefore taken as empty.
     pub bad_available_index: Counter,
-    drops: [Counter; DropReason::ALL.len()],
+    /// By queue pair of the guest.
+    drops: [Drops; MOST_PAIRS],
     source: AtomicU64,
 }
 
@@ -118,27 +124,34 @@ impl Default for DirectionCounters {
             tx_bytes: Counter::default(),
             interrupts: Counter::default(),
             bad_available_index: Counter::default(),
-            drops: std::array::from_fn(|_| Counter::default()),
+            drops: std::array::from_fn(|_| Drops::default()),
             source: AtomicU64::new(0),
         }
     }
 }
 
 impl DirectionCounters {
-    /// Counts `frames` dropped for `reason`.
+    /// Counts `frames` dropped for `reason` at a queue pair of the guest; at 0 where it is not known for which they were.
     #[inline]
-    pub fn count_drop(&self, reason: DropReason, frames: u64) {
-        self.drops[reason as usize].add(frames);
+    pub fn count_drop(&self, pair: u8, reason: DropReason, frames: u64) {
+        if let Some(drops) = self.drops.get(usize::from(pair)) {
+            drops[reason as usize].add(frames);
+        }
     }
 
     /// Frames dropped for `reason`.
     pub fn dropped(&self, reason: DropReason) -> u64 {
-        self.drops[reason as usize].get()
+        self.drops.iter().map(|drops| drops[reason as usize].get()).sum()
+    }
+
+    /// Frames dropped for `reason` at one queue pair.
+    pub fn dropped_at(&self, pair: u8, reason: DropReason) -> u64 {
+        self.drops.get(usize::from(pair)).map_or(0, |drops| drops[reason as usize].get())
     }
 
     /// Frames dropped for any reason.
     pub fn dropped_in_all(&self) -> u64 {
-        self.drops.iter().map(Counter::get).sum()
+        self.drops.iter().flatten().map(Counter::get).sum()
     }
 
     /// Notes the source address of a frame (see [`pmd::MacAddress::to_u64`]).
@@ -169,10 +182,12 @@ mod tests {
     fn every_reason_has_its_own_name_and_counter() {
         let counters = DirectionCounters::default();
         for (n, reason) in DropReason::ALL.iter().enumerate() {
-            counters.count_drop(*reason, n as u64 + 1);
+            counters.count_drop(0, *reason, n as u64);
+            counters.count_drop(31, *reason, 1);
         }
         for (n, reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(counters.dropped(*reason), n as u64 + 1);
+            assert_eq!([0, 1, 31].map(|pair| counters.dropped_at(pair, *reason)), [n as u64, 0, 1]);
             assert!(DropReason::ALL.iter().filter(|other| other.name() == reason.name()).count() == 1);
         }
     }

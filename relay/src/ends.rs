@@ -109,7 +109,7 @@ impl Ends {
             // The receive ring of the same pair, if it runs.
             let twin = |sink: &Sink| matches!(sink, Sink::Guest(other) if other.pair() == ring.pair());
             let sink = sinks.iter().position(twin).unwrap_or(usize::from(ring.pair()) % sinks.len());
-            Path::new(source, sink, ring.may_offload())
+            Path::new(source, sink, ring.pair(), ring.may_offload())
         };
         let paths = rings.iter().enumerate().map(path).collect();
         let key = LaneKey { relay, direction: Direction::VmToVf };
@@ -126,14 +126,20 @@ impl Ends {
         let counters =
             LaneCounters { source: Arc::clone(&counters.vf_to_vm), sink: Arc::clone(&counters.vf_to_vm) };
         let queues = self.device_receive.len();
+        let pair = |sink: &Sink| match sink {
+            Sink::Guest(ring) => ring.pair(),
+            _ => 0,
+        };
         let (mut sources, mut paths) = (Vec::with_capacity(queues), Vec::new());
         for (index, (queue, leftover)) in self.device_receive.drain(..).enumerate() {
             // Each ring has one queue that feeds it; where there are fewer rings than queues, they share.
             let feeds = |sink: &usize| {
                 sink % queues == index || (sinks.len() <= index && index % sinks.len() == *sink)
             };
-            let mut own: Vec<Path> =
-                (0..sinks.len()).filter(feeds).map(|sink| Path::new(index, sink, true)).collect();
+            let mut own: Vec<Path> = (0..sinks.len())
+                .filter(feeds)
+                .map(|sink| Path::new(index, sink, pair(&sinks[sink]), true))
+                .collect();
             let mut source = Source::Device(queue);
             take_up(leftover, &mut own, &mut source, &counters);
             sources.push(source);
@@ -195,7 +201,7 @@ fn take_up(leftover: Leftover, paths: &mut [Path], source: &mut Source, counters
         if let [path] = paths {
             for (frame, segments) in waiting.frames().iter() {
                 if !path.waiting.push(frame, segments) {
-                    counters.source.count_drop(DropReason::GuestQueueFull, 1);
+                    counters.source.count_drop(path.pair, DropReason::GuestQueueFull, 1);
                     complete(source, frame.token());
                 }
             }

@@ -253,7 +253,7 @@ impl Lane {
     /// this, see [`TransmitQueue::abort`].
     pub fn abort(&mut self) {
         let counters = Arc::clone(&self.counters.source);
-        let aborted = |n: usize| counters.count_drop(DropReason::Aborted, n as u64);
+        let aborted = |n: usize| counters.count_drop(0, DropReason::Aborted, n as u64);
         while self.outstanding() > 0 && self.take_in(|queue, done| queue.abort(done), aborted) > 0 {}
     }
 
@@ -323,7 +323,7 @@ pub(crate) fn tell_apart(
         let n = pmd::frame::gather(segments, &mut head);
         let path = &mut paths[hash::queue_of(hash::flow_hash(&head[..n]), paths.len())];
         if !path.waiting.push(frame, segments) {
-            counters.source.count_drop(DropReason::GuestQueueFull, 1);
+            counters.source.count_drop(path.pair, DropReason::GuestQueueFull, 1);
             counters.source.rx_frames.add(1);
             counters.source.rx_bytes.add(u64::from(frame.len()));
             complete(source, frame.token());

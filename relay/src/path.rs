@@ -71,6 +71,8 @@ pub struct Path {
     pub(crate) source: usize,
     /// Index of the sink in its lane.
     pub(crate) sink: usize,
+    /// The guest's queue pair at one of its ends, which drops are counted for.
+    pub(crate) pair: u8,
     pub(crate) waiting: Box<Waiting>,
     /// For a source whose frames may leave something to do.
     cutter: Option<Box<Cutter>>,
@@ -85,8 +87,9 @@ enum Handed {
 
 impl Path {
     /// A path on which nothing waits; `cuts` where frames may leave something to do.
-    pub(crate) fn new(source: usize, sink: usize, cuts: bool) -> Self {
-        Self { source, sink, waiting: Box::default(), cutter: cuts.then(Box::default) }
+    pub(crate) fn new(source: usize, sink: usize, pair: u8, cuts: bool) -> Self {
+        let cutter = cuts.then(|| Box::new(Cutter { pair, ..Cutter::default() }));
+        Self { source, sink, pair, waiting: Box::default(), cutter }
     }
 
     #[inline]
@@ -161,7 +164,7 @@ impl Path {
                 n
             }
             Handed::Dropped(n, reason) => {
-                counters.source.count_drop(reason, n as u64);
+                counters.source.count_drop(self.pair, reason, n as u64);
                 settle(source, frames.take(n), &counters.source);
                 n
             }
@@ -222,7 +225,7 @@ impl Path {
     /// Drops all that waits, for `reason`.
     fn drop_waiting(&mut self, source: &mut Source, reason: DropReason, counters: &LaneCounters) {
         let frames = self.waiting.frames();
-        counters.source.count_drop(reason, frames.len() as u64);
+        counters.source.count_drop(self.pair, reason, frames.len() as u64);
         settle(source, frames, &counters.source);
         self.waiting.clear();
         if let Some(cutter) = &mut self.cutter {
@@ -237,7 +240,7 @@ impl Path {
             && cutter.work.is_some()
         {
             if cutter.began {
-                counters.source.count_drop(DropReason::Aborted, 1);
+                counters.source.count_drop(self.pair, DropReason::Aborted, 1);
                 self.finish_cut(source, counters);
             } else {
                 cutter.reset();
@@ -265,7 +268,7 @@ fn prepare(
             0
         }
         Err(reason) => {
-            counters.source.count_drop(reason, 1);
+            counters.source.count_drop(cutter.pair, reason, 1);
             settle(source, frames.take(1), &counters.source);
             1
         }
@@ -315,6 +318,7 @@ fn settle(source: &mut Source, frames: Frames<'_>, counters: &DirectionCounters)
 /// Does in software what a frame leaves to be done and its sink does not do.
 #[derive(Debug, Default)]
 struct Cutter {
+    pair: u8,
     /// The frame being cut; it is the first that waits.
     work: Option<Work>,
     /// Whether all frames have been made of it.
@@ -371,7 +375,7 @@ impl Cutter {
                 n
             }
             Handed::Dropped(n, reason) => {
-                counters.source.count_drop(reason, n as u64);
+                counters.source.count_drop(self.pair, reason, n as u64);
                 n
             }
         };

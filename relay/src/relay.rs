@@ -455,7 +455,7 @@ impl Relay {
         let counters = &self.counters.vf_to_vm;
         let queues = self.rebuild(&mut state, Borrowed::TakeBack, |ends| {
             let (receive, transmit, lost) = ends.take_device();
-            counters.count_drop(crate::counters::DropReason::Aborted, lost as u64);
+            counters.count_drop(0, crate::counters::DropReason::Aborted, lost as u64);
             Queues { receive, transmit }
         });
         // Its queues go with it.

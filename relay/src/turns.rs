@@ -15,6 +15,9 @@
 /// lanes simply take turns.
 const SLACK: u64 = 25_000;
 
+/// Most that one step is charged with, about 100 µs: what takes longer, the kernel took for something else.
+const MOST: u64 = 250_000;
+
 /// What a lane has had.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Account {
@@ -43,7 +46,7 @@ impl Turns {
     #[inline]
     pub fn charge(&mut self, account: &mut Account, time: u64, busy: bool) {
         if busy {
-            account.spent = account.spent.max(self.least).saturating_add(time);
+            account.spent = account.spent.max(self.least).saturating_add(time.min(MOST));
             self.next = Some(self.next.map_or(account.spent, |next| next.min(account.spent)));
         }
     }
@@ -97,17 +100,36 @@ mod tests {
 
     #[test]
     fn lanes_with_work_have_the_same_time_whatever_a_pass_of_theirs_costs() {
-        let costs = [5_000, 12_000, 300_000, 7_000];
+        let costs = [5_000, 12_000, 200_000, 7_000];
         let had = run(&costs, 100_000, |_, _| true);
         let time: Vec<u64> = had.iter().zip(costs).map(|(turns, cost)| turns * cost).collect();
         let (least, most) = (time.iter().min().unwrap(), time.iter().max().unwrap());
-        assert!(most - least <= 2 * (300_000 + SLACK), "{time:?}");
+        assert!(most - least <= 2 * (200_000 + SLACK), "{time:?}");
+    }
+
+    #[test]
+    fn a_lane_in_whose_turn_the_worker_was_interrupted_is_not_left_out_for_as_long() {
+        let mut turns = Turns::default();
+        let mut accounts = [Account::default(); 2];
+        let mut left_out = 0;
+        for pass in 0..1000 {
+            for (lane, account) in accounts.iter_mut().enumerate() {
+                if turns.has_turn(account) {
+                    let interrupted = lane == 0 && pass == 100;
+                    turns.charge(account, if interrupted { 1 << 40 } else { 5_000 }, true);
+                } else {
+                    left_out += 1;
+                }
+            }
+            turns.end_pass();
+        }
+        assert!(left_out <= MOST / 5_000, "{left_out}");
     }
 
     #[test]
     fn a_lane_alone_is_never_left_out() {
-        assert_eq!(run(&[300_000], 1000, |_, _| true), [1000]);
-        assert_eq!(run(&[300_000, 5_000], 1000, |lane, _| lane == 0)[0], 1000, "nor beside one without work");
+        assert_eq!(run(&[200_000], 1000, |_, _| true), [1000]);
+        assert_eq!(run(&[200_000, 5_000], 1000, |lane, _| lane == 0)[0], 1000, "nor beside one without work");
     }
 
     #[test]
@@ -119,7 +141,7 @@ mod tests {
 
     #[test]
     fn work_that_comes_and_goes_is_served() {
-        let had = run(&[400_000, 5_000], 100_000, |lane, pass| lane == 0 || pass % 10 == 0);
+        let had = run(&[240_000, 5_000], 100_000, |lane, pass| lane == 0 || pass % 10 == 0);
         assert!(had[0] > 100 && had[1] >= 9_990, "{had:?}");
     }
 }

@@ -77,9 +77,9 @@ impl ReceiveRing {
     /// Copies frames into the guest, in order, until one finds no room; returns how many it is done with (delivered or
     /// dropped with a reason).
     pub fn deliver(&mut self, frames: Frames<'_>, counters: &DirectionCounters) -> usize {
-        let Self { ring, rules, unmapped, .. } = self;
+        let Self { ring, pair, rules, unmapped } = self;
         *unmapped = false;
-        with_ring!(ring, ring => deliver(ring, rules, frames, counters, unmapped))
+        with_ring!(ring, ring => deliver(ring, *pair, rules, frames, counters, unmapped))
     }
 
     /// Whether the last frame that found no room waits for the address of a buffer, not for a buffer.
@@ -98,6 +98,7 @@ impl ReceiveRing {
 
 fn deliver(
     ring: &mut impl Virtqueue,
+    pair: u8,
     rules: &ReceiveRules,
     frames: Frames<'_>,
     counters: &DirectionCounters,
@@ -121,7 +122,7 @@ fn deliver(
                 delivered += 1;
                 bytes += u64::from(frame.len());
             }
-            Outcome::Dropped(reason) => counters.count_drop(reason, 1),
+            Outcome::Dropped(reason) => counters.count_drop(pair, reason, 1),
             Outcome::Full => break,
             Outcome::Unmapped => {
                 *unmapped = true;

@@ -147,7 +147,7 @@ fn receive(
                         order.complete(chain, |chain| ring.complete(chain, 0));
                     }
                 }
-                counters.count_drop(reason, 1);
+                counters.count_drop(pair, reason, 1);
             }
         }
     }
