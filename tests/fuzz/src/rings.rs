@@ -108,7 +108,7 @@ pub(crate) fn run<L: Layout>(world: &World<L>, data: &[u8]) {
     let bit = |n: u8| flags & 1 << n != 0;
     let config = RingConfig { indirect: bit(0), event_idx: bit(1), ..driver.config(&world.ram) };
     let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an eventfd");
-    let ring = driver.device(&config, &world.space, Call::new(fd).expect("it is one"));
+    let ring = driver.device(&config, &world.space, Call::new(fd, Arc::default()).expect("it is one"));
     if bit(2) {
         let header = if bit(3) { 12 } else { 10 };
         let rules = ReceiveRules { header, mergeable: bit(4), offloads: caps(bit(5)) };

@@ -127,7 +127,8 @@ fn session(worker: &WorkerHandle, data: &[u8]) {
     let mut front_end = FrontEnd { stream: theirs, ram: GuestRam::new(GPA, RAM).expect("memory") };
     let mut connection = Connection::new(ours).expect("it is a socket");
     let options = GuestOptions { udp_segmentation: true, ..GuestOptions::default() };
-    let mut session = Session::new(Arc::clone(&relay), &options, connection.peer()).expect("an eventfd");
+    let mut session =
+        Session::new(Arc::clone(&relay), &options, None, connection.peer()).expect("an eventfd");
     let mut input = Input::new(data);
     for _ in 0..STEPS {
         if input.is_empty() || !front_end.step(&mut input) || !serve(&mut session, &mut connection) {
@@ -154,8 +155,13 @@ fn serve(session: &mut Session, connection: &mut Connection) -> bool {
             std::mem::forget(message.descriptors[0].try_clone());
         }
         match session.handle(message) {
-            Ok(Some(reply)) if connection.send(&reply).is_err() => return false,
-            Ok(_) => {}
+            Ok(Some(reply)) => {
+                let descriptor = reply.descriptor.as_ref().map(AsFd::as_fd);
+                if connection.send(&reply.bytes, descriptor).is_err() {
+                    return false;
+                }
+            }
+            Ok(None) => {}
             Err(_) => return false,
         }
     }
