@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Rounds of both kinds take turns, and medians are compared, since rates on a shared machine mean little. The test that
-//! runs always only asks that the neighbour is not starved. Interrupt descriptors that block are in `hostile_guest`: what
+//! runs always asks only that the neighbour goes on. Interrupt descriptors that block are in `hostile_guest`: what
 //! they cost depends on how often they come, not on how long a round is.
 
 #![allow(clippy::unwrap_used)]
@@ -19,7 +19,7 @@ use forwarder_tests::messages::{NOFD, Wire, message, request, state, words};
 use forwarder_tests::packets::{Ip, Transport, partial};
 use forwarder_tests::scene::{RECEIVE, TRANSMIT, split};
 use forwarder_tests::stand::Stand;
-use forwarder_tests::wait::eventually;
+use forwarder_tests::wait::{eventually, within};
 use relay::driver::memory::GuestRam;
 use relay::driver::nic::{GuestNic, NicOptions, SENDER_OFFLOADS};
 use relay::driver::split::{Descriptor, DriverRing, INDIRECT, NEXT, WRITE, write_descriptor};
@@ -298,13 +298,37 @@ fn a_neighbour_keeps_nine_tenths_of_its_rate() {
     }
 }
 
-/// The same with little of a judgement: the machine does other things, and without optimisation looking at a descriptor
-/// costs as much as copying a frame.
+/// Frames that a neighbour must exchange in time, thousands of bursts below what it does beside anybody.
+const A_FEW: u64 = 20_000;
+
+/// No judgement of rates, since the machine does other things: only that the neighbour goes on.
 #[test]
 fn a_neighbour_is_not_starved() {
-    let enough = if cfg!(debug_assertions) { 0.1 } else { 0.4 };
-    for (name, share) in shares(1514, 3, Duration::from_millis(40)) {
-        assert!(share >= enough, "{name}: {share}");
+    let stand = Stand::new(2);
+    stand.loopback(0);
+    stand.loopback(1);
+    let frame = vec![0x55; 1514];
+    let mut neighbour = Load::new(&stand, 1, NicOptions::default(), &frame);
+    for (name, evil) in kinds() {
+        let (stop, mut turn) = (AtomicBool::new(false), evil(&stand, &frame));
+        let (start, mut frames) = (Instant::now(), 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    turn();
+                    std::thread::yield_now();
+                }
+            });
+            let done = within(Duration::from_secs(20), || {
+                frames += neighbour.turn();
+                frames >= A_FEW
+            });
+            stop.store(true, Ordering::Relaxed);
+            assert!(done, "beside {name} only {frames} frames");
+        });
+        println!("{A_FEW} frames beside {name}: {} ms", start.elapsed().as_millis());
+        drop(turn);
+        eventually("the guest is gone", || stand.relay(0).status().guest.is_none());
     }
 }
 
