@@ -347,8 +347,10 @@ impl Session {
                 // The call descriptor stays: a front end that resets one ring does not send it again.
                 let ring = &mut self.rings[index];
                 (ring.started, ring.kick) = (false, None);
-                ring.base = Some(ring.config.base);
-                return Ok(Answer::State(VhostUserVringState::new(index as u32, ring.config.base)));
+                let base = ring.config.base;
+                ring.base = Some(base);
+                self.forget_translations_if_stopped();
+                return Ok(Answer::State(VhostUserVringState::new(index as u32, base)));
             }
             R::RESET_OWNER | R::RESET_DEVICE => self.stop_all(true),
             R::SET_STATUS => {
@@ -390,6 +392,10 @@ impl Session {
             }
             R::IOTLB_MSG => {
                 let change = self.iotlb.apply(&message.payload)?;
+                if self.channel.is_some() {
+                    // The answer to what a ring asked for that has been stopped since: it is asked for again.
+                    self.forget_translations_if_stopped();
+                }
                 if self.features.translated() {
                     self.renew_space(change == Change::Removed)?;
                 }
@@ -451,6 +457,17 @@ impl Session {
         }
     }
 
+    /// Forgets all translations when no ring is started. From when its rings stop until they start again, a front end
+    /// does not tell what becomes of them (QEMU looks away from the IOMMU meanwhile), and a guest that begins anew uses
+    /// the same addresses for other memory.
+    fn forget_translations_if_stopped(&mut self) {
+        if !self.iotlb.is_empty() && self.rings.iter().all(|ring| !ring.started) {
+            self.iotlb.clear();
+            self.asked.clear();
+            self.space = Arc::new(self.make_space());
+        }
+    }
+
     /// Has all rings see translations and log as they are now. With `removed`, a ring whose own areas are no longer where
     /// they were waits until they are somewhere again.
     fn renew_space(&mut self, removed: bool) -> Result<(), Refusal> {
@@ -509,6 +526,7 @@ impl Session {
                 self.forget_position(index);
             }
         }
+        self.forget_translations_if_stopped();
     }
 
     /// Starts a ring if all that it needs is there.
@@ -632,3 +650,6 @@ impl Drop for Session {
 fn bad_inflight(cause: std::io::Error) -> Refusal {
     Refusal::Descriptor(format!("in-flight memory: {cause}"))
 }
+
+#[cfg(test)]
+mod tests;
