@@ -471,12 +471,13 @@ impl Session {
     /// Has all rings see translations and log as they are now. With `removed`, a ring whose own areas are no longer where
     /// they were waits until they are somewhere again.
     fn renew_space(&mut self, removed: bool) -> Result<(), Refusal> {
-        self.space = Arc::new(self.make_space());
+        let space = Arc::new(self.make_space());
+        let before = std::mem::replace(&mut self.space, space);
         if removed {
             self.asked.clear();
             for index in 0..RINGS {
                 let ring = &self.rings[index];
-                if ring.running && !self.is_in_place(&ring.config) {
+                if ring.running && !self.is_in_place(&ring.config, &before) {
                     let base = self.relay.suspend_ring(index);
                     let ring = &mut self.rings[index];
                     (ring.running, ring.suspended, ring.misses) = (false, true, None);
@@ -488,11 +489,13 @@ impl Session {
         self.start_all()
     }
 
-    fn is_in_place(&self, config: &RingConfig) -> bool {
+    /// Whether the areas of a ring that was started in `before` are still there, and at the same place.
+    fn is_in_place(&self, config: &RingConfig, before: &AddressSpace) -> bool {
         let areas = |space: &AddressSpace| {
             config.areas(self.features.packed()).map(|(address, len)| space.area(address, len))
         };
-        areas(&self.space).iter().all(Option::is_some)
+        let now = areas(&self.space);
+        now.iter().all(Option::is_some) && now == areas(before)
     }
 
     /// Changes what is known of a ring, with the ring stopped meanwhile.

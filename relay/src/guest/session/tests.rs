@@ -168,3 +168,19 @@ fn translations_of_rings_that_have_stopped_are_not_those_of_rings_that_start() {
     scene.iotlb(UPDATE, 0, RAM, user);
     assert!(scene.runs());
 }
+
+#[test]
+fn a_ring_follows_a_translation_of_its_areas_that_changes() {
+    let mut scene = Scene::new();
+    let _channel = scene.behind_iommu();
+    let user = scene.ram.user();
+    scene.start_ring();
+    scene.iotlb(UPDATE, 0, RAM / 2, user);
+    scene.send(0, 1);
+    // The same addresses are other memory, to which the driver has moved its ring.
+    let mut whole = vec![0; RAM as usize / 2];
+    scene.ram.read(0, &mut whole);
+    scene.ram.write(RAM / 2, &whole);
+    scene.iotlb(UPDATE, 0, RAM / 2, user + RAM / 2);
+    scene.send(RAM / 2, 2);
+}
