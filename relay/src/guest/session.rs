@@ -429,9 +429,13 @@ impl Session {
         if bits & !self.offered.0 != 0 {
             return Err(Refusal::Features(bits & !self.offered.0));
         }
-        if self.features != Features(bits) {
+        let features = Features(bits);
+        if features.logs() && self.log.as_ref().is_some_and(|log| !log.covers(self.memory.end())) {
+            return Err(Refusal::SmallLog);
+        }
+        if self.features != features {
             self.stop_all(false);
-            self.features = Features(bits);
+            self.features = features;
             self.relay.set_guest_features(bits);
             self.space = Arc::new(self.make_space());
         }
@@ -439,7 +443,9 @@ impl Session {
     }
 
     fn replace_memory(&mut self, memory: GuestMemory) -> Result<(), Refusal> {
-        if self.log.as_ref().is_some_and(|log| !log.covers(memory.end())) {
+        // The log of a migration that was given up stays here, and memory may outgrow it.
+        let log = self.log.as_ref().filter(|_| self.features.logs());
+        if log.is_some_and(|log| !log.covers(memory.end())) {
             return Err(Refusal::SmallLog);
         }
         self.stop_all(false);
