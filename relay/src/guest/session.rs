@@ -290,17 +290,19 @@ impl Session {
                     return Err(Refusal::Descriptor(format!("{regions} regions with {files} descriptors")));
                 }
                 let memory = GuestMemory::map(table.into_iter().zip(files.into_iter().map(File::from)))?;
-                self.replace_memory(memory)?;
+                self.replace_memory(memory, Self::start_all)?;
             }
             R::ADD_MEM_REG => {
                 let region: VhostUserSingleMemoryRegion = payload(message)?;
                 let without = || Refusal::Descriptor("a region without its descriptor".to_owned());
                 let fd = message.descriptors.pop().ok_or_else(without)?;
-                self.replace_memory(self.memory.with(describe(&region), File::from(fd))?)?;
+                let memory = self.memory.with(describe(&region), File::from(fd))?;
+                self.replace_memory(memory, Self::start_those_with_memory)?;
             }
             R::REM_MEM_REG => {
                 let region: VhostUserSingleMemoryRegion = payload(message)?;
-                self.replace_memory(self.memory.without(describe(&region))?)?;
+                let memory = self.memory.without(describe(&region))?;
+                self.replace_memory(memory, Self::start_those_with_memory)?;
             }
             R::SET_VRING_NUM => {
                 let (index, size) = ring_state(message)?;
@@ -347,10 +349,15 @@ impl Session {
                 // The call descriptor stays: a front end that resets one ring does not send it again.
                 let ring = &mut self.rings[index];
                 (ring.started, ring.kick) = (false, None);
-                ring.base = Some(ring.config.base);
-                return Ok(Answer::State(VhostUserVringState::new(index as u32, ring.config.base)));
+                let base = ring.config.base;
+                ring.base = Some(base);
+                self.forget_translations_if_stopped();
+                return Ok(Answer::State(VhostUserVringState::new(index as u32, base)));
             }
-            R::RESET_OWNER | R::RESET_DEVICE => self.stop_all(true),
+            R::RESET_OWNER | R::RESET_DEVICE => {
+                self.status = 0;
+                self.stop_all(true);
+            }
             R::SET_STATUS => {
                 self.status = number(message)? & 0xff;
                 if self.status == 0 {
@@ -390,6 +397,10 @@ impl Session {
             }
             R::IOTLB_MSG => {
                 let change = self.iotlb.apply(&message.payload)?;
+                if self.channel.is_some() {
+                    // The answer to what a ring asked for that has been stopped since: it is asked for again.
+                    self.forget_translations_if_stopped();
+                }
                 if self.features.translated() {
                     self.renew_space(change == Change::Removed)?;
                 }
@@ -423,19 +434,30 @@ impl Session {
         if bits & !self.offered.0 != 0 {
             return Err(Refusal::Features(bits & !self.offered.0));
         }
+        let features = Features(bits);
+        if features.logs() && self.log.as_ref().is_some_and(|log| !log.covers(self.memory.end())) {
+            return Err(Refusal::SmallLog);
+        }
         let relay = Arc::clone(&self.relay);
         let _held = relay.hold();
-        if self.features != Features(bits) {
+        if self.features != features {
             self.stop_all(false);
-            self.features = Features(bits);
+            self.features = features;
             self.relay.set_guest_features(bits);
             self.space = Arc::new(self.make_space());
         }
         self.start_all()
     }
 
-    fn replace_memory(&mut self, memory: GuestMemory) -> Result<(), Refusal> {
-        if self.log.as_ref().is_some_and(|log| !log.covers(memory.end())) {
+    /// Stops all rings, replaces the memory that they are in, and starts them again by `start`.
+    fn replace_memory(
+        &mut self,
+        memory: GuestMemory,
+        start: fn(&mut Self) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        // The log of a migration that was given up stays here, and memory may outgrow it.
+        let log = self.log.as_ref().filter(|_| self.features.logs());
+        if log.is_some_and(|log| !log.covers(memory.end())) {
             return Err(Refusal::SmallLog);
         }
         let relay = Arc::clone(&self.relay);
@@ -443,7 +465,7 @@ impl Session {
         self.stop_all(false);
         self.memory = Arc::new(memory);
         self.space = Arc::new(self.make_space());
-        self.start_all()
+        start(self)
     }
 
     fn make_space(&self) -> AddressSpace {
@@ -455,17 +477,29 @@ impl Session {
         }
     }
 
+    /// Forgets all translations when no ring is started. From when its rings stop until they start again, a front end
+    /// does not tell what becomes of them (QEMU looks away from the IOMMU meanwhile), and a guest that begins anew uses
+    /// the same addresses for other memory.
+    fn forget_translations_if_stopped(&mut self) {
+        if !self.iotlb.is_empty() && self.rings.iter().all(|ring| !ring.started) {
+            self.iotlb.clear();
+            self.asked.clear();
+            self.space = Arc::new(self.make_space());
+        }
+    }
+
     /// Has all rings see translations and log as they are now. With `removed`, a ring whose own areas are no longer where
     /// they were waits until they are somewhere again.
     fn renew_space(&mut self, removed: bool) -> Result<(), Refusal> {
-        self.space = Arc::new(self.make_space());
+        let space = Arc::new(self.make_space());
+        let before = std::mem::replace(&mut self.space, space);
         let relay = Arc::clone(&self.relay);
         let _held = relay.hold();
         if removed {
             self.asked.clear();
             for index in 0..RINGS {
                 let ring = &self.rings[index];
-                if ring.running && !self.is_in_place(&ring.config) {
+                if ring.running && !self.is_in_place(&ring.config, &before) {
                     let base = self.relay.suspend_ring(index);
                     let ring = &mut self.rings[index];
                     (ring.running, ring.suspended, ring.misses) = (false, true, None);
@@ -477,11 +511,13 @@ impl Session {
         self.start_all()
     }
 
-    fn is_in_place(&self, config: &RingConfig) -> bool {
+    /// Whether the areas of a ring that was started in `before` are still there, and at the same place.
+    fn is_in_place(&self, config: &RingConfig, before: &AddressSpace) -> bool {
         let areas = |space: &AddressSpace| {
             config.areas(self.features.packed()).map(|(address, len)| space.area(address, len))
         };
-        areas(&self.space).iter().all(Option::is_some)
+        let now = areas(&self.space);
+        now.iter().all(Option::is_some) && now == areas(before)
     }
 
     /// Changes what is known of a ring, with the ring stopped meanwhile.
@@ -504,6 +540,18 @@ impl Session {
         (0..RINGS).try_for_each(|index| self.start_ring(index))
     }
 
+    /// Starts rings again after one region of memory has come or gone. A region that changes goes and comes back (QEMU), with
+    /// other messages in between: rings that lie in it wait meanwhile.
+    fn start_those_with_memory(&mut self) -> Result<(), Refusal> {
+        (0..RINGS).try_for_each(|index| match self.start_ring(index) {
+            Err(Refusal::Ring { cause: RingError::OutsideMemory { .. }, .. }) => {
+                tracing::debug!(relay = self.relay.id(), index, "ring waits for its memory");
+                Ok(())
+            }
+            other => other,
+        })
+    }
+
     /// Stops all rings; with `reset` they are as in the beginning.
     ///
     /// Transmit queues first: on a cable their frames would go nowhere once the receive queues have stopped.
@@ -517,6 +565,7 @@ impl Session {
                 self.forget_position(index);
             }
         }
+        self.forget_translations_if_stopped();
     }
 
     /// Starts a ring if all that it needs is there.
@@ -640,3 +689,6 @@ impl Drop for Session {
 fn bad_inflight(cause: std::io::Error) -> Refusal {
     Refusal::Descriptor(format!("in-flight memory: {cause}"))
 }
+
+#[cfg(test)]
+mod tests;
