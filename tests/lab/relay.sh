@@ -71,7 +71,7 @@ capture() {
 every_checksum() {
     local pattern
     stop capture TERM 60
-    note "$(tail -1 "$OUT/capture.log")"
+    note "$(tail -1 "$OUT/capture.log" | sed "s|^# ||")"
     for pattern in "$@" ' 0 not looked at'; do
         [ "$STATUS" = 0 ] && says capture "$pattern" || { tail -4 "$OUT/capture.log"; return 1; }
     done
