@@ -82,5 +82,5 @@ check udp6 datagrams fd00::2
 check every_checksum every_checksum '[3-9][0-9]{3} tcp' '[4-9][0-9]{2} udp'
 check cut cut
 check kernel_agrees kernel_agrees
-stop vm INT > /dev/null
+stop vm KILL
 check daemon_unharmed unharmed daemon "$daemon"
