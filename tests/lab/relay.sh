@@ -59,3 +59,29 @@ no_answer_missing() {
     note "$received of $sent"
     [ "${sent:-0}" -gt 10 ] && [ $((sent - received)) -le 1 ]
 }
+
+# capture: from now on the far side looks at every frame that it receives, as it was on the wire: vf1 merges none
+capture() {
+    ethtool -K vf1 gro off rx off > /dev/null
+    wrong_sums_before=$(wrong_sums)
+    spawn capture tests/lib/wire_check.py vf1 1514
+    within 20 says capture ready
+}
+# every_checksum PATTERN...: was right, and no frame too long; and it has seen all of these
+every_checksum() {
+    local pattern
+    stop capture TERM 60
+    note "$(tail -1 "$OUT/capture.log" | sed "s|^# ||")"
+    for pattern in "$@" ' 0 not looked at'; do
+        [ "$STATUS" = 0 ] && says capture "$pattern" || { tail -4 "$OUT/capture.log"; return 1; }
+    done
+}
+# What this kernel has found wrong since it booted: TCP, UDP and ICMP, of both IPs.
+wrong_sums() { nstat -asz | awk '/InCsumErrors/ {sum += $2} END {print sum}'; }
+kernel_agrees() {
+    local sums
+    sums=$(wrong_sums)
+    [ "$sums" = "$wrong_sums_before" ] || { echo "$sums wrong checksums, $wrong_sums_before before"; return 1; }
+}
+# on_the_wire: frames that the capture has seen
+on_the_wire() { sed -n 's/^# \([0-9]*\) frames.*/\1/p' "$OUT/capture.log"; }

@@ -32,7 +32,7 @@ def accept(port):
 
 
 direction, address, path = sys.argv[1:]
-peer = connect(*address.split(":")) if direction == "fetch" else accept(address)
+peer = connect(*address.rsplit(":", 1)) if direction == "fetch" else accept(address)
 peer.settimeout(30)
 if direction == "send":
     with open(0 if path == "-" else path, "rb") as source:

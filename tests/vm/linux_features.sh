@@ -48,7 +48,7 @@ serves() {
     daemon=${pids[daemon]}
     join vm0 $mtu
 }
-if [ "$BACK_END" = forwarder ]; then without="" reset=ring_reset; else without=,$no_offloads offloads=""; fi
+if [ "$BACK_END" = forwarder ]; then without=""; else without=,$no_offloads offloads=""; fi
 serves 4
 
 # line NAME PREFIX: what follows the prefix in the VM's output
