@@ -23,14 +23,22 @@ VM_TIMEOUT=1300 VM_TOOLS="ethtool python3" spawn vm tests/vm/tiny-vm "$(socket 1
     echo "told all"
     echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad
     ip -6 addr add fd00::9/64 dev eth0
-    echo 20 > /proc/sys/net/ipv4/tcp_min_tso_segs # by itself TCP writes short frames when a link is this slow
     mkfifo /idle; exec 3<> /idle # nc leaves when its input ends
     until nc 10.0.0.2 5001 <&3 > /file; do sleep 1; done
     echo "sum $(sha256sum < /file)"
     until nc 10.0.0.2 5002 < /file; do sleep 1; done
-    until nc fd00::2 5003 < /file; do sleep 1; done
+    # nc writes little at a time, and the frames are hardly longer than what a wire takes. Not so with one large write.
     python3 -SIc "
-import _socket
+import _socket, time
+while True:
+    s = _socket.socket(_socket.AF_INET6, _socket.SOCK_STREAM, 0)
+    try:
+        s.connect((\"fd00::2\", 5003))
+        break
+    except OSError:
+        time.sleep(1)
+s.sendall(open(\"/file\", \"rb\").read())
+s.close()
 s = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM, 0)
 s.setsockopt(17, 103, 1400)
 for i in range(5):
