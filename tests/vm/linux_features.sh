@@ -101,7 +101,7 @@ well_judged() {
     says "capture.$1" '[1-9][0-9]{3} tcp'
 }
 
-# USO: 20 times 40 datagrams of 1400 bytes in one frame, to a port where nobody listens.
+# 20 times 40 datagrams of 1400 bytes that a program hands over in one piece, to a port where nobody listens.
 # shellcheck disable=SC2016
 spawn capture.packed ip netns exec "$far" "$lib/wire_check.py" end $((mtu + 14))
 transfers packed
