@@ -429,9 +429,14 @@ impl Session {
         if bits & !self.offered.0 != 0 {
             return Err(Refusal::Features(bits & !self.offered.0));
         }
-        if self.features != Features(bits) {
+        let features = Features(bits);
+        if self.features != features {
             self.stop_all(false);
-            self.features = Features(bits);
+            if self.features.logs() && !features.logs() {
+                // The migration was given up, and memory may outgrow its log. The next one brings its own.
+                self.log = None;
+            }
+            self.features = features;
             self.relay.set_guest_features(bits);
             self.space = Arc::new(self.make_space());
         }

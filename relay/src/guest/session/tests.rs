@@ -18,6 +18,7 @@ const RAM: u64 = 0x1_0000;
 /// `VIRTIO_F_VERSION_1`, `VIRTIO_F_ACCESS_PLATFORM`, and those of vhost-user.
 const VERSION_1: u64 = 1 << 32;
 const TRANSLATED: u64 = 1 << 33;
+const LOG_ALL: u64 = 1 << 26;
 
 /// A guest at address 0 with one transmit ring, the session that it is told about in, and a worker.
 struct Scene {
@@ -183,4 +184,25 @@ fn a_ring_follows_a_translation_of_its_areas_that_changes() {
     scene.ram.write(RAM / 2, &whole);
     scene.iotlb(UPDATE, 0, RAM / 2, user + RAM / 2);
     scene.send(RAM / 2, 2);
+}
+
+#[test]
+fn a_log_that_is_no_longer_written_to_does_not_keep_memory_from_growing() {
+    let mut scene = Scene::new();
+    let features = VERSION_1 | 1 << 30;
+    scene.tell(FrontendReq::SET_FEATURES, &[features], vec![]);
+    scene.share_memory();
+    let log = || OwnedFd::from(crate::guest::memory::tests::memfd(0x1000));
+    let region = |gpa: u64| bytes(&[0, gpa, 0x1000, gpa + (1 << 40), 0]);
+    let add =
+        |scene: &mut Scene, gpa| scene.ask(FrontendReq::ADD_MEM_REG, &region(gpa), vec![log()]).unwrap();
+    // One bit for each page of memory.
+    scene.tell(FrontendReq::SET_LOG_BASE, &[RAM / 0x1000 / 8, 0], vec![log()]);
+    scene.tell(FrontendReq::SET_FEATURES, &[features | LOG_ALL], vec![]);
+    assert_eq!(add(&mut scene, RAM), [1, 0, 0, 0, 0, 0, 0, 0], "without a bit for it");
+    // The migration is given up, and then memory is plugged in.
+    scene.tell(FrontendReq::SET_FEATURES, &[features], vec![]);
+    assert_eq!(add(&mut scene, RAM), [0; 8]);
+    scene.tell(FrontendReq::SET_LOG_BASE, &[0x1000, 0], vec![log()]);
+    scene.tell(FrontendReq::SET_FEATURES, &[features | LOG_ALL], vec![]);
 }
