@@ -291,16 +291,19 @@ impl Session {
                 }
                 let memory = GuestMemory::map(table.into_iter().zip(files.into_iter().map(File::from)))?;
                 self.replace_memory(memory)?;
+                self.start_all()?;
             }
             R::ADD_MEM_REG => {
                 let region: VhostUserSingleMemoryRegion = payload(message)?;
                 let without = || Refusal::Descriptor("a region without its descriptor".to_owned());
                 let fd = message.descriptors.pop().ok_or_else(without)?;
                 self.replace_memory(self.memory.with(describe(&region), File::from(fd))?)?;
+                self.start_those_with_memory()?;
             }
             R::REM_MEM_REG => {
                 let region: VhostUserSingleMemoryRegion = payload(message)?;
                 self.replace_memory(self.memory.without(describe(&region))?)?;
+                self.start_those_with_memory()?;
             }
             R::SET_VRING_NUM => {
                 let (index, size) = ring_state(message)?;
@@ -443,6 +446,7 @@ impl Session {
         self.start_all()
     }
 
+    /// Stops all rings and replaces the memory that they are in.
     fn replace_memory(&mut self, memory: GuestMemory) -> Result<(), Refusal> {
         if self.log.as_ref().is_some_and(|log| !log.covers(memory.end())) {
             return Err(Refusal::SmallLog);
@@ -450,7 +454,7 @@ impl Session {
         self.stop_all(false);
         self.memory = Arc::new(memory);
         self.space = Arc::new(self.make_space());
-        self.start_all()
+        Ok(())
     }
 
     fn make_space(&self) -> AddressSpace {
@@ -521,6 +525,18 @@ impl Session {
 
     fn start_all(&mut self) -> Result<(), Refusal> {
         (0..RINGS).try_for_each(|index| self.start_ring(index))
+    }
+
+    /// Starts rings again after one region of memory has come or gone. A region that changes goes and comes back (QEMU), with
+    /// other messages in between: rings that lie in it wait meanwhile.
+    fn start_those_with_memory(&mut self) -> Result<(), Refusal> {
+        (0..RINGS).try_for_each(|index| match self.start_ring(index) {
+            Err(Refusal::Ring { cause: RingError::OutsideMemory { .. }, .. }) => {
+                tracing::debug!(relay = self.relay.id(), index, "ring waits for its memory");
+                Ok(())
+            }
+            other => other,
+        })
     }
 
     /// Stops all rings; with `reset` they are as in the beginning.

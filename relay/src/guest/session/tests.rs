@@ -206,3 +206,22 @@ fn a_log_that_is_no_longer_written_to_does_not_keep_memory_from_growing() {
     scene.tell(FrontendReq::SET_LOG_BASE, &[0x1000, 0], vec![log()]);
     scene.tell(FrontendReq::SET_FEATURES, &[features | LOG_ALL], vec![]);
 }
+
+#[test]
+fn a_ring_waits_for_a_region_that_is_taken_away_and_comes_back() {
+    let mut scene = Scene::new();
+    scene.tell(FrontendReq::SET_FEATURES, &[VERSION_1 | 1 << 30], vec![]);
+    scene.share_memory();
+    let other = OwnedFd::from(crate::guest::memory::tests::memfd(0x1000));
+    scene.tell(FrontendReq::ADD_MEM_REG, &[0, 1 << 30, 0x1000, 1 << 50, 0], vec![other]);
+    let user = scene.ram.user();
+    scene.place_ring(user);
+    scene.start_ring();
+    scene.send(0, 1);
+    scene.tell(FrontendReq::REM_MEM_REG, &[0, 0, RAM, user, 0], vec![]);
+    assert!(!scene.runs());
+    let file = OwnedFd::from(scene.ram.file().try_clone().unwrap());
+    scene.tell(FrontendReq::ADD_MEM_REG, &[0, 0, RAM, user, 0], vec![file]);
+    assert!(scene.runs());
+    scene.send(0, 2);
+}
