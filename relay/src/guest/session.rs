@@ -355,7 +355,10 @@ impl Session {
                 self.forget_translations_if_stopped();
                 return Ok(Answer::State(VhostUserVringState::new(index as u32, base)));
             }
-            R::RESET_OWNER | R::RESET_DEVICE => self.stop_all(true),
+            R::RESET_OWNER | R::RESET_DEVICE => {
+                self.status = 0;
+                self.stop_all(true);
+            }
             R::SET_STATUS => {
                 self.status = number(message)? & 0xff;
                 if self.status == 0 {

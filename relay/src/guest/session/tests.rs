@@ -225,3 +225,12 @@ fn a_ring_waits_for_a_region_that_is_taken_away_and_comes_back() {
     assert!(scene.runs());
     scene.send(0, 2);
 }
+
+#[test]
+fn a_device_that_was_reset_has_no_status() {
+    let mut scene = Scene::new();
+    scene.tell(FrontendReq::SET_STATUS, &[0xf], vec![]);
+    assert_eq!(scene.ask(FrontendReq::GET_STATUS, &[], vec![]).unwrap(), bytes(&[0xf]));
+    scene.tell(FrontendReq::RESET_DEVICE, &[], vec![]);
+    assert_eq!(scene.ask(FrontendReq::GET_STATUS, &[], vec![]).unwrap(), bytes(&[0]));
+}
