@@ -250,7 +250,7 @@ impl Positions {
         let Some(slot) = self.shared.slot(index) else { return (RingPosition::none(), None) };
         let predecessor = slot.predecessor(&identity);
         if predecessor.is_none() {
-            slot.begin(&identity);
+            slot.begin(&identity, base);
         }
         slot.base.store(u64::from(base), Ordering::Relaxed);
         let progress = Progress::of(slot.progress.load(Ordering::Relaxed));
@@ -280,14 +280,19 @@ impl Slot {
         })
     }
 
-    fn begin(&self, identity: &RingIdentity) {
+    /// The slot is that of a ring which begins at `base`, and nothing else at any time.
+    fn begin(&self, identity: &RingIdentity, base: u32) {
         self.state.store(EMPTY, Ordering::Relaxed);
         // Empty before anything else changes.
         fence(Ordering::Release);
         for (slot, word) in self.identity.iter().zip(identity.words()) {
             slot.store(word, Ordering::Relaxed);
         }
-        self.progress.store(Progress::at(Position::START).word(), Ordering::Relaxed);
+        // The used position is in the upper half, where the front end knows it.
+        let used = (base >> 16) as u16;
+        let begin = Position::from_bits(if used == 0 { base as u16 } else { used });
+        self.progress.store(Progress::at(begin).word(), Ordering::Relaxed);
+        self.base.store(u64::from(base), Ordering::Relaxed);
         self.state.store(RUNNING, Ordering::Release);
     }
 }
@@ -326,6 +331,17 @@ impl RingPosition {
             && let Some(slot) = shared.slot(*index)
         {
             self.progress = Progress { written: self.progress.writing, writing: next, ..self.progress };
+            slot.progress.store(self.progress.word(), Ordering::Relaxed);
+            fence(Ordering::Release);
+        }
+    }
+
+    /// A predecessor's burst, of which the first used descriptor is held back at `published`, ends at `next`.
+    pub fn take_over(&mut self, published: Position, next: Position) {
+        if let Some((shared, index)) = &self.place
+            && let Some(slot) = shared.slot(*index)
+        {
+            self.progress = Progress { published, written: next, writing: next };
             slot.progress.store(self.progress.word(), Ordering::Relaxed);
             fence(Ordering::Release);
         }

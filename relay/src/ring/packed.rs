@@ -213,15 +213,21 @@ impl PackedRing {
 
     /// Keeps in `position` how far the ring is, from now on.
     pub fn keep_position(&mut self, mut position: RingPosition) {
-        position.publish(self.next_used);
+        match self.first {
+            None => position.publish(self.next_used),
+            // Noted before it is shown: whoever dies in between has left no more than the predecessor.
+            Some(first) => position.take_over(first.at, self.next_used),
+        }
         self.position = position;
+        self.release();
     }
 
     /// Goes on where `predecessor` left this ring, if it is plausible that it did; returns whether it is. The ring must not
     /// have been used yet. `receives`: the driver keeps as many chains of one descriptor in it as it can.
     ///
-    /// A burst that the predecessor had begun to write is published: its other used descriptors stand in the ring already,
-    /// and only the predecessor knew how long their chains were.
+    /// A burst that the predecessor had begun to write is held back here too, until
+    /// [`keep_position`](Self::keep_position) publishes it: its other used descriptors stand in the ring already, and only the
+    /// predecessor knew how long their chains were.
     ///
     /// The ring itself does not say how far it is: slots that a chain was in, but its first, look as before. And its
     /// driver may have begun anew since. What can be said of the slot where the ring would go on, and of those before it:
@@ -235,14 +241,19 @@ impl PackedRing {
         if [published, written, writing].iter().any(|position| position.slot >= self.size) {
             return false;
         }
-        // Stored before it was written, so a look is needed.
-        let is_written = written.is_used(self.descriptor(written.slot).flags);
-        let end = if is_written { writing } else { written };
         // Otherwise nothing was written, or the driver sees it already.
-        let is_held_back = end != published && published.is_available(self.descriptor(published.slot).flags);
+        let is_held_back =
+            writing != published && published.is_available(self.descriptor(published.slot).flags);
+        // Stored before it was written, so a look is needed. Not where the driver sees the burst, which is whole then and
+        // whose slots it may have used again.
+        let is_written = || written.is_used(self.descriptor(written.slot).flags);
+        let end = if is_held_back && !is_written() { written } else { writing };
         // In a burst of a whole lap, the slot to go on at is the one that was held back.
         let whole_lap = is_held_back && end.slot == published.slot;
-        if !whole_lap && !self.may_go_on_at(end, receives) {
+        // A burst that is held back says nothing of the lap that it begins, and a long one has written over what was before.
+        let is_used =
+            self.is_used_up_to(end, receives) || is_held_back && self.is_used_up_to(published, receives);
+        if !is_used || !(whole_lap || self.may_go_on_at(end, receives)) {
             return false;
         }
         if is_held_back {
@@ -250,10 +261,10 @@ impl PackedRing {
             self.first = Some(Used { at: published, id, len });
         }
         (self.next_avail, self.next_used) = (end, end);
-        self.release();
         true
     }
 
+    /// Whether the slot at `at` looks as one that nothing was taken from.
     fn may_go_on_at(&self, at: Position, receives: bool) -> bool {
         if at == Position::START {
             return true;
@@ -261,17 +272,34 @@ impl PackedRing {
         let before = Position { wrap: !at.wrap, ..at };
         let flags = self.descriptor(at.slot).flags;
         let inside_a_chain = !receives && before.is_available(flags);
-        if !at.is_available(flags) && !before.is_used(flags) && !inside_a_chain {
-            return false;
+        at.is_available(flags) || before.is_used(flags) || inside_a_chain
+    }
+
+    /// Whether the slots before `at` look as if their chains had been used.
+    fn is_used_up_to(&self, at: Position, receives: bool) -> bool {
+        if at == Position::START {
+            return true;
         }
-        // The chain that was used last began in this lap, unless the lap has only begun.
-        let far = if at.slot >= NEW_LAP { at.slot } else { self.size.min(BURST_SEGMENTS as u16) };
-        (1..=far).any(|back| {
+        let was_used = |back| {
             let earlier = at.retreated(back, self.size);
             let again = Position { wrap: !earlier.wrap, ..earlier };
             let flags = self.descriptor(earlier.slot).flags;
             earlier.is_used(flags) || again.is_available(flags)
-        })
+        };
+        // The chain that was used last began in this lap, unless the lap has only begun.
+        if (1..=at.slot).any(was_used) {
+            return true;
+        }
+        if at.slot >= NEW_LAP || at.slot > 0 && receives {
+            return false;
+        }
+        // Then all of this lap is the end of one chain. Memory that nobody has used yet looks used in every second lap, so
+        // that the lap before says nothing by itself.
+        let ends_here = (0..at.slot).all(|slot| {
+            let flags = self.descriptor(slot).flags;
+            Position { slot, ..at }.is_available(flags) && (flags & NEXT == 0) == (slot + 1 == at.slot)
+        });
+        ends_here && (at.slot + 1..=self.size.min(BURST_SEGMENTS as u16)).any(was_used)
     }
 
     /// Whether the driver made a chain available that has no end: nothing is taken from this ring any more.

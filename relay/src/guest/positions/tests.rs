@@ -215,3 +215,15 @@ fn a_front_end_keeps_positions_in_memory_that_we_gave_it() {
     let disk = File::open("/proc/self/exe").unwrap();
     assert!(Positions::from_front_end(disk, LENGTH as u64, 0).is_err());
 }
+
+#[test]
+fn a_ring_that_was_claimed_and_not_kept_is_where_it_began() {
+    let (_directory, path) = scene();
+    let base = u32::from(at(9).bits());
+    for base in [base, base << 16 | base] {
+        let other = RingIdentity { offset: u64::from(base), ..RING };
+        drop(Positions::open(&path).unwrap().claim(3, other, base));
+        let (_, found) = Positions::open(&path).unwrap().claim(3, other, base);
+        assert_eq!(found.unwrap().progress, Progress::at(at(9)));
+    }
+}
