@@ -18,6 +18,10 @@ use crate::guest::space::{AddressSpace, Translator};
 /// 1514 bytes (`hostile_share`), which is what a neighbour at full load costs.
 pub(super) const BURST_DESCRIPTORS: u32 = BURST_SEGMENTS as u32 / 2;
 
+/// Pieces and descriptors that one burst looks at, at most: a chain of [`BURST_SEGMENTS`], in a table of as many, that begins
+/// just before [`BURST_DESCRIPTORS`]. Only where a front end has cut memory into crumbs is there more, a byte each perhaps.
+const MOST_VISITS: u32 = BURST_DESCRIPTORS + 2 * BURST_SEGMENTS as u32;
+
 /// What a descriptor says of its buffer, in a local.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Buffer {
@@ -27,11 +31,13 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// Visits the buffer, cut where mappings end; an empty one is not visited.
+    /// Visits the buffer, cut where mappings end; an empty one is not visited. Each cut counts in `visited`, as a descriptor
+    /// does.
     #[inline]
     pub fn visit(
         self,
         memory: &mut Translator,
+        visited: &mut u32,
         access: Access,
         visit: &mut impl FnMut(Piece) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
@@ -44,6 +50,12 @@ impl Buffer {
             let len = piece.segment.len();
             visit(piece)?;
             left -= len;
+            if left > 0 {
+                *visited = visited.saturating_add(1);
+                if *visited > MOST_VISITS {
+                    return Err(DropReason::TooManyBuffers.into());
+                }
+            }
             // Where it overflows nothing is left: a region never reaches over the end of the address space.
             addr = addr.wrapping_add(u64::from(len));
         }

@@ -236,6 +236,9 @@ fn compare(content: &Content) -> TestCaseResult {
         let (pieces, good) = expected(&found, content.access);
         let pieces = joined(pieces);
         let mut seen = Vec::new();
+        if ring.is_exhausted() {
+            prop_assert_eq!(ring.begin_burst(1), Ok(()));
+        }
         let (chain, walked) = ring
             .next_chain(content.access, |piece| {
                 seen.push((piece.gpa, piece.segment.len()));

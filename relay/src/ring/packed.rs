@@ -375,7 +375,7 @@ impl PackedRing {
         visit: &mut impl FnMut(Piece) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
         if descriptor.flags & INDIRECT == 0 {
-            return descriptor.buffer().visit(&mut self.memory, access, visit);
+            return descriptor.buffer().visit(&mut self.memory, &mut self.visited, access, visit);
         }
         if !self.indirect || !alone {
             return Err(DropReason::BadIndirect.into());
@@ -403,7 +403,7 @@ impl PackedRing {
                 // DPDK's driver leaves it set in the tables of its transmit queue. To read such a buffer harms nobody.
                 entry.flags &= !WRITE;
             }
-            entry.buffer().visit(&mut self.memory, access, visit)?;
+            entry.buffer().visit(&mut self.memory, &mut self.visited, access, visit)?;
         }
         Ok(())
     }

@@ -283,7 +283,7 @@ impl SplitRing {
             if descriptor.flags & INDIRECT != 0 {
                 return self.walk_indirect(descriptor, access, visit);
             }
-            descriptor.buffer().visit(&mut self.memory, access, &mut visit)?;
+            descriptor.buffer().visit(&mut self.memory, &mut self.visited, access, &mut visit)?;
             if descriptor.flags & NEXT == 0 {
                 return Ok(());
             }
@@ -312,7 +312,7 @@ impl SplitRing {
             if descriptor.flags & INDIRECT != 0 {
                 return Err(DropReason::BadIndirect.into());
             }
-            descriptor.buffer().visit(&mut self.memory, access, &mut visit)?;
+            descriptor.buffer().visit(&mut self.memory, &mut self.visited, access, &mut visit)?;
             if descriptor.flags & NEXT == 0 {
                 return Ok(());
             }

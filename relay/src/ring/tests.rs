@@ -530,3 +530,32 @@ fn a_frame_that_is_to_be_spread_over_long_chains_for_nothing_is_given_up() {
         "256 looks at 61 a chain: {used:?}"
     );
 }
+
+#[test]
+fn memory_in_crumbs_takes_no_longer_than_long_chains() {
+    const CRUMBS: u64 = GPA + RAM;
+    let guest = Guest::new();
+    let mut memory = GuestMemory::default();
+    let ram = RegionDescription { gpa: GPA, size: RAM, user: guest.ram.user(), offset: 0 };
+    memory = memory.with(ram, guest.ram.file().try_clone().unwrap()).unwrap();
+    let file = crate::guest::memory::tests::memfd(0x1000);
+    for n in 0..400 {
+        let crumb = RegionDescription { gpa: CRUMBS + n, size: 1, user: n, offset: 0 };
+        memory = memory.with(crumb, file.try_clone().unwrap()).unwrap();
+    }
+    let mut guest = Guest { space: Arc::new(AddressSpace::physical(Arc::new(memory), None)), ..guest };
+    let mut ring = guest.receive(false);
+    // A table of 512 buffers of 400 bytes each, which are 400 mappings.
+    for n in 0..512u16 {
+        let next = if n == 511 { 0 } else { NEXT };
+        let entry = Descriptor { addr: CRUMBS, len: 400, flags: WRITE | next, next: n + 1 };
+        write_descriptor(&guest.ram, BUFFERS + 16 * u64::from(n), entry);
+    }
+    guest.post(0, &[(BUFFERS, 16 * 512, INDIRECT)]);
+    guest.post(1, &[(BUFFERS, 16 * 512, INDIRECT)]);
+    let (mut short, mut long) = (vec![7; 1000], vec![7; 60_000]);
+    assert_eq!(ring.deliver(frame_of(&mut short).frames(), &guest.counters), 1);
+    assert_eq!(guest.dropped(), []);
+    assert_eq!(ring.deliver(frame_of(&mut long).frames(), &guest.counters), 1);
+    assert_eq!(guest.dropped(), [DropReason::TooManyBuffers]);
+}
