@@ -60,10 +60,15 @@ impl AddressSpace {
 
     /// Descriptors hold addresses that `iotlb` translates to the front end's own. What is written is marked in `log`.
     pub fn translated(memory: Arc<GuestMemory>, iotlb: &Iotlb, log: Option<Arc<DirtyLog>>) -> Self {
+        // Entries that name a piece of memory once each are cut where regions end, and no more often. Others could make any
+        // number of windows: those that are left out are not translated.
+        let most = iotlb.len() + memory.len();
         let mut windows = Vec::with_capacity(iotlb.len());
         for (mut start, last, mut user, permission) in iotlb.entries() {
             // An entry may reach over several regions; where there is none, nothing can be used.
-            while let Some((place, size)) = memory.begin_of_user_range(user, (last - start).saturating_add(1))
+            while windows.len() < most
+                && let Some((place, size)) =
+                    memory.begin_of_user_range(user, (last - start).saturating_add(1))
             {
                 windows.push(Window { start, size, place, permission });
                 let Some(next) = start.checked_add(size).filter(|next| *next <= last) else { break };
@@ -199,6 +204,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::memory::RegionDescription;
     use crate::guest::memory::tests::{region, two};
 
     fn translator(memory: &Arc<GuestMemory>) -> Translator {
@@ -235,5 +241,23 @@ mod tests {
         assert_eq!(piece.segment.copy_from(&[1]), 1);
         assert_eq!(length(&mut translator(&smaller), 0x10_2000, 1), None);
         assert!(two().without(region(0x20_0000, 0x1000)).is_err());
+    }
+
+    #[test]
+    fn entries_that_all_name_the_same_memory_do_not_multiply_its_regions() {
+        let mut memory = GuestMemory::default();
+        let file = crate::guest::memory::tests::memfd(0x1000);
+        let regions = 100;
+        for n in 0..regions {
+            let crumb = RegionDescription { gpa: n, size: 1, user: n, offset: 0 };
+            memory = memory.with(crumb, file.try_clone().unwrap()).unwrap();
+        }
+        let mut iotlb = Iotlb::default();
+        let entries = 200;
+        for n in 0..entries {
+            iotlb.update(n << 32, regions, 0, Permission::ReadWrite).unwrap();
+        }
+        let space = AddressSpace::translated(Arc::new(memory), &iotlb, None);
+        assert!(space.windows.len() as u64 <= entries + regions, "{}", space.windows.len());
     }
 }
