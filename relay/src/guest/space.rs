@@ -92,11 +92,15 @@ impl AddressSpace {
     /// Where a ring's area of `len` bytes is; it must lie in one mapping. A front end names it by its own address, or by
     /// one that is translated, as buffers are.
     pub fn area(&self, address: u64, len: u64) -> Option<Place> {
-        let user = match &self.iotlb {
-            None => address,
-            Some(iotlb) => iotlb.snapshot().translate_whole(address, len, Permission::ReadWrite)?,
-        };
-        self.memory.at_user_address(user, len)
+        if self.iotlb.is_none() {
+            return self.memory.at_user_address(address, len);
+        }
+        // Looked up for every ring whenever a translation goes, so not in a copy of all of them.
+        let at = self.windows.partition_point(|window| window.start <= address).checked_sub(1)?;
+        let window = self.windows.get(at).filter(|window| window.permission == Permission::ReadWrite)?;
+        let len = u32::try_from(len).ok()?;
+        let piece = window.find(address, len, Access::Read).filter(|piece| piece.segment.len() == len)?;
+        Some(Place { host: NonNull::new(piece.segment.as_ptr())?, gpa: piece.gpa })
     }
 
     /// The first of `len` bytes at `address` that has no translation; `None` when all have one.
