@@ -223,3 +223,17 @@ fn an_announcement_is_taken_back_before_the_device_goes() {
     let (_, transmit, _) = ends.take_device();
     assert_eq!((transmit.len(), look(&bench).borrowed.len()), (1, 0));
 }
+
+#[test]
+fn a_guest_that_has_left_is_not_announced_when_another_comes() {
+    let stand = Stand::new(1);
+    let first = connect(&stand);
+    stand.relay(0).announce(MacAddress([2, 0, 0, 0, 0, 1]));
+    drop(first);
+    eventually("the guest is gone", || stand.relay(0).status().guest.is_none());
+    let (device, bench) = Borrower::new();
+    stand.device(0, Box::new(device));
+    let _second = connect(&stand);
+    ready(&stand);
+    assert!(look(&bench).sent.is_empty(), "it is on another host now");
+}
