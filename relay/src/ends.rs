@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pmd::{MacAddress, Receive, Transmit, TransmitQueue};
+use pmd::{Completions, MacAddress, Receive, Transmit, TransmitQueue};
 
 use crate::announcement::Announcement;
 use crate::counters::{DirectionCounters, DropReason};
@@ -67,8 +67,17 @@ impl Ends {
             queue
         });
         let receive = receive.collect();
-        let transmit = self.device_transmit.drain(..).map(|sink| sink.queue).collect();
-        // Nothing is borrowed any more.
+        let mut transmit: Vec<_> = self.device_transmit.drain(..).map(|sink| sink.queue).collect();
+        // What came of lanes is back, but an announcement may have been sent while there was no lane.
+        for queue in &mut transmit {
+            while queue.outstanding() > 0 {
+                let mut done = Completions::new();
+                queue.abort(&mut done);
+                if done.is_empty() {
+                    break;
+                }
+            }
+        }
         self.announcement = None;
         (receive, transmit, lost)
     }

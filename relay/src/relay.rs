@@ -277,7 +277,12 @@ impl Relay {
 
     /// A front end has connected, or has gone.
     pub fn set_guest(&self, guest: Option<GuestStatus>) {
-        self.lock().guest = guest;
+        let mut state = self.lock();
+        state.guest = guest;
+        if guest.is_none() {
+            // It may be on another host by the time that a device runs here.
+            state.announce = None;
+        }
         self.counters.vm_to_vf.forget_source();
     }
 

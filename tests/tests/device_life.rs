@@ -9,9 +9,10 @@ use forwarder_tests::device::{Borrower, look};
 use forwarder_tests::frames::{exchange, frame};
 use forwarder_tests::stand::Stand;
 use forwarder_tests::wait::eventually;
-use pmd::DeviceEvent;
+use pmd::{Device, DeviceEvent, MacAddress};
 use relay::counters::DropReason;
 use relay::driver::nic::{GuestNic, NicOptions};
+use relay::ends::Ends;
 use relay::relay::{DeviceState, RemoveError};
 
 fn connect(stand: &Stand) -> GuestNic {
@@ -207,4 +208,32 @@ fn frames_that_a_device_cannot_send_are_dropped_with_a_reason() {
     eventually("a device that takes nothing loses frames in the end", || {
         counters.dropped(DropReason::VfQueueFull) == 10
     });
+}
+
+#[test]
+fn an_announcement_is_taken_back_before_the_device_goes() {
+    let (mut device, bench) = Borrower::new();
+    look(&bench).withhold = true;
+    let queues = device.start().unwrap();
+    let mut ends = Ends::default();
+    ends.put_device(queues.receive, queues.transmit, 1518);
+    assert!(ends.announce(MacAddress([2, 0, 0, 0, 0, 1])));
+    assert_eq!(look(&bench).borrowed.len(), 1);
+    // There is no lane that could do it: no transmit queue of a guest runs.
+    let (_, transmit, _) = ends.take_device();
+    assert_eq!((transmit.len(), look(&bench).borrowed.len()), (1, 0));
+}
+
+#[test]
+fn a_guest_that_has_left_is_not_announced_when_another_comes() {
+    let stand = Stand::new(1);
+    let first = connect(&stand);
+    stand.relay(0).announce(MacAddress([2, 0, 0, 0, 0, 1]));
+    drop(first);
+    eventually("the guest is gone", || stand.relay(0).status().guest.is_none());
+    let (device, bench) = Borrower::new();
+    stand.device(0, Box::new(device));
+    let _second = connect(&stand);
+    ready(&stand);
+    assert!(look(&bench).sent.is_empty(), "it is on another host now");
 }

@@ -17,7 +17,7 @@ use crate::device::{
     Accepted, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues,
     Receive, ReceiveQueue, Transmit, TransmitQueue,
 };
-use crate::frame::{Burst, Frames, Segment, Token};
+use crate::frame::{BURST_FRAMES, Burst, Frames, Segment, Token};
 use crate::net_header::{self, LENGTH};
 use crate::offload::Capabilities;
 
@@ -308,7 +308,11 @@ impl Drop for Pool {
 
 impl ReceiveQueue for TapReceive {
     fn receive(&mut self, burst: &mut Burst) {
-        while burst.room() > 0 {
+        // Faulty frames take no room, and may come as fast as they are read.
+        for _ in 0..BURST_FRAMES {
+            if burst.room() == 0 {
+                return;
+            }
             let Some(&number) = self.free.last() else { return };
             let buffer = self.pool.buffer(number);
             // SAFETY: the buffer has `SLOT` bytes, is on the free list, and so nobody else has a pointer into it.
@@ -347,5 +351,21 @@ mod tests {
         for name in ["", "a/b", "wtr%d", "a b", "a:b", "sixteen-letters-", ".", ".."] {
             assert!(matches!(Tap::open(name), Err(DeviceError::Unsupported(_))), "{name}");
         }
+    }
+
+    #[test]
+    fn faulty_frames_do_not_keep_a_worker() {
+        // Each read brings more than a frame may have.
+        let source = File::from(rustix::fs::memfd_create("frames", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        source.set_len(SLOT as u64 * 10 * BURST_FRAMES as u64).unwrap();
+        let mut queue = TapReceive {
+            file: Arc::new(source),
+            pool: Pool::new().unwrap(),
+            free: (0..BUFFERS).collect(),
+            faulty: Arc::default(),
+        };
+        let mut burst = Burst::new();
+        queue.receive(&mut burst);
+        assert!(burst.is_empty() && queue.faulty.load(Ordering::Relaxed) == BURST_FRAMES as u64);
     }
 }

@@ -361,6 +361,7 @@ impl Guest {
                 .map_err(|refusal| End::Fault(format!("{request:?}: {refusal}")))?;
             if let Some(reply) = reply {
                 self.connection.send(&reply.bytes, reply.descriptor.as_ref().map(AsFd::as_fd))?;
+                self.session.has_answered();
             }
         }
         Ok(())

@@ -154,6 +154,8 @@ pub struct Session {
     /// What the rings see of all that.
     space: Arc<AddressSpace>,
     rings: Vec<RingState>,
+    /// A ring whose position is in the answer that is on its way.
+    told: Option<usize>,
     /// Where it is kept how far the rings are.
     positions: Option<Arc<Mutex<Positions>>>,
     /// Largest MTU that the front end may set.
@@ -189,6 +191,7 @@ impl Session {
             iotlb: Iotlb::default(),
             space: Arc::default(),
             rings: (0..RINGS).map(|_| RingState::default()).collect(),
+            told: None,
             positions,
             max_mtu: options.mtu.unwrap_or(MAX_MTU).min(MAX_MTU),
             status: 0,
@@ -244,6 +247,13 @@ impl Session {
                 }
                 None => Err(refusal),
             },
+        }
+    }
+
+    /// The front end has the last answer. What it says of a ring's position need not be kept any more.
+    pub fn has_answered(&mut self) {
+        if let Some(index) = self.told.take() {
+            self.forget_position(index);
         }
     }
 
@@ -345,7 +355,7 @@ impl Session {
             R::GET_VRING_BASE => {
                 let (index, _) = ring_state(message)?;
                 self.stop_ring(index);
-                self.forget_position(index);
+                self.told = Some(index);
                 // The call descriptor stays: a front end that resets one ring does not send it again.
                 let ring = &mut self.rings[index];
                 (ring.started, ring.kick) = (false, None);
@@ -435,13 +445,14 @@ impl Session {
             return Err(Refusal::Features(bits & !self.offered.0));
         }
         let features = Features(bits);
-        if features.logs() && self.log.as_ref().is_some_and(|log| !log.covers(self.memory.end())) {
-            return Err(Refusal::SmallLog);
-        }
         let relay = Arc::clone(&self.relay);
         let _held = relay.hold();
         if self.features != features {
             self.stop_all(false);
+            if self.features.logs() && !features.logs() {
+                // The migration was given up, and memory may outgrow its log. The next one brings its own.
+                self.log = None;
+            }
             self.features = features;
             self.relay.set_guest_features(bits);
             self.space = Arc::new(self.make_space());
@@ -455,9 +466,7 @@ impl Session {
         memory: GuestMemory,
         start: fn(&mut Self) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        // The log of a migration that was given up stays here, and memory may outgrow it.
-        let log = self.log.as_ref().filter(|_| self.features.logs());
-        if log.is_some_and(|log| !log.covers(memory.end())) {
+        if self.log.as_ref().is_some_and(|log| !log.covers(memory.end())) {
             return Err(Refusal::SmallLog);
         }
         let relay = Arc::clone(&self.relay);
