@@ -1,7 +1,8 @@
 //! Workers: the polling threads, one pinned to each worker CPU.
 //!
-//! A worker owns the lanes that it was given and steps through them in turn, so that each has its share of the time. When nothing has happened for a while it
-//! sleeps between passes, for a moment that grows to a millisecond; a message wakes it at once.
+//! A worker owns the lanes that it was given and steps through them in turn, so that each has its share of the time (see
+//! [`relay::turns`]). When nothing has happened for a while it sleeps between passes, for a moment that grows to a
+//! millisecond; a message wakes it at once.
 
 use std::io;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
 //! Counters of a relay, one block a direction.
 //!
-//! A block has one writer, the worker that owns the direction's lane, so adding is a plain load and store; anybody may
-//! read. Nothing is ever reset: counters run from the start of the daemon, over all devices and guests.
+//! A block has one writer at a time, whoever has the lane that counts in it (a cable's lane counts in both), so adding is
+//! a plain load and store; anybody may read. Nothing is ever reset: counters run from the start of the daemon, over all
+//! devices and guests.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,7 +54,7 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
-    /// The guest had no free receive buffers for 1 ms.
+    /// The guest had no free receive buffers for 1 ms, or the address of one was not translated for 100 ms.
     GuestQueueFull = "guest_queue_full",
     /// The frame is longer than the guest's receive buffer, and mergeable buffers were not negotiated.
     GuestBufferTooSmall = "guest_buffer_too_small",
@@ -75,7 +76,7 @@ drop_reasons! {
     BadAddress = "bad_address",
     /// A malformed indirect table, or one where none may be.
     BadIndirect = "bad_indirect",
-    /// A descriptor chain with more descriptors than the ring has, a loop above all.
+    /// A descriptor chain with more descriptors than the ring has, or than a burst holds; a loop above all.
     ChainTooLong = "chain_too_long",
     /// A chain without room for the virtio-net header.
     ChainTooShort = "chain_too_short",

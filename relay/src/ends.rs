@@ -32,7 +32,7 @@ pub struct Ends {
     pub guest_transmit: [Option<TransmitRing>; MOST_PAIRS],
     /// The guest's receive queues, by queue pair.
     pub guest_receive: [Option<ReceiveRing>; MOST_PAIRS],
-    /// The device's transmit queues, with the longest frame that they take.
+    /// The device's transmit queues, with what they take.
     device_transmit: Vec<DeviceSink>,
     /// The device's receive queues, with received frames that have not gone on.
     device_receive: Vec<(Receive, Leftover)>,

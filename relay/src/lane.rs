@@ -12,7 +12,8 @@
 //! ```
 //!
 //! A lane is a value with one owner. A worker that owns it calls [`Lane::step`]; a control thread that recalled it may
-//! take it apart. This is the hot loop: no lock, no allocation, no system call but the guest's interrupt, no logging.
+//! take it apart. This is the hot loop: no lock, no allocation, no logging, and no system call but the guest's interrupt
+//! and a software device's own I/O.
 
 use std::fmt;
 use std::sync::Arc;
@@ -121,7 +122,7 @@ pub struct LaneCounters {
     pub sink: Arc<DirectionCounters>,
 }
 
-/// The pieces that a lane is made of.
+/// One lane.
 #[derive(Debug)]
 pub struct Lane {
     /// Its name.

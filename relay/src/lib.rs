@@ -1,8 +1,16 @@
 //! The guest side of a relay, and the relay itself.
 //!
-//! [`guest`] speaks vhost-user and maps guest memory, [`ring`] works the virtio rings, [`lane`] moves bursts between a
-//! ring and a device, and [`relay`] brings guest and device together and apart. [`driver`] is the other end of the
-//! rings: what a guest's driver does, for the demonstration and for tests.
+//! ```text
+//!   relay      brings guest and device together and apart
+//!     ends     what of both is at home, and the lanes that are built from it
+//!     lane     the hot loop: bursts from sources to sinks          path    from one source to one sink, and what waits
+//!     turns    lanes of one worker share its time                  mailbox how lanes go to workers and come back
+//!   guest      vhost-user sessions, and the memory that they share
+//!   ring       the device side of split and packed rings
+//!   net        what is in a frame: virtio-net header, checksums, segmentation, flows
+//!   counters   what was carried, what was dropped and why
+//!   driver     the other end of the rings: a guest's driver, for the demonstration and for tests
+//! ```
 
 mod announcement;
 pub mod counters;

@@ -78,11 +78,9 @@ impl WorkerHandle {
 
 impl Mailbox {
     /// Obeys all messages that wait; `false` when one said to end.
-    // Boxed as they come, see `Lanes`.
+    // Boxed as they come, see [`crate::relay::Lanes`].
     #[allow(clippy::vec_box)]
     #[inline]
-    // As [`crate::relay::Lanes`] keeps them.
-    #[allow(clippy::vec_box)]
     pub(crate) fn attend(&self, lanes: &mut Vec<Box<Lane>>) -> bool {
         handover::attend(&self.receiver, lanes)
     }

@@ -3,16 +3,17 @@
 //! ```text
 //!   device   VF absent ──add──▶ DPDK_ADDED ──guest's rings run──▶ DPDK_READY
 //!                 ▲─────remove─────┘ ◀────────guest leaves──────────┘
-//!   guest    VIRTIO_UNINIT ──both rings run──▶ VIRTIO_READY ──a ring stops──▶ VIRTIO_UNINIT
+//!   guest    VIRTIO_UNINIT ──rings run both ways──▶ VIRTIO_READY ──in one way none runs──▶ VIRTIO_UNINIT
 //! ```
 //!
 //! Every change is made the same way, by [`Relay::rebuild`]: the lanes are recalled from their workers, taken apart,
 //! changed, put together and sent out again. Meanwhile nobody polls the relay, which takes microseconds; a change that
-//! takes memory away waits for a device that still holds borrowed frames, for a bounded time.
+//! takes memory away waits for a device that still holds borrowed frames, for a bounded time. Changes that belong
+//! together are made while the lanes stay at home ([`Relay::hold`]).
 //!
-//! Two kinds of threads come here: the session of the guest, and the control thread of the device. What they wait for
-//! while they hold the relay's lock is bounded: a pass of a worker, and the taking back of borrowed frames. Mailboxes,
-//! links and the start of a device are waited for without it.
+//! Three kinds of threads come here: the session of the guest, the control thread of the device, and the control socket.
+//! What they wait for while they hold the relay's lock is bounded: a pass of a worker, and the taking back of borrowed
+//! frames. Mailboxes, links and the start of a device are waited for without it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -67,10 +67,12 @@ struct Settings {
     /// Name of the vhost-user sockets; %u stands for the relay. Default: virtio-forwarder%u.sock.
     #[arg(short = 'S', long, value_name = "NAME")]
     vhost_socket: Option<String>,
-    /// Owner of the vhost-user sockets; without a value, or not given: the user that the daemon runs as.
+    /// Owner of the vhost-user sockets; without a value: the user that the daemon runs as. Default: libvirt-qemu where it
+    /// exists and the daemon runs as root.
     #[arg(short = 'u', long, value_name = "USER", num_args = 0..=1, default_missing_value = "")]
     vhost_username: Option<String>,
-    /// Group of the vhost-user sockets; without a value, or not given: the group that the daemon runs as.
+    /// Group of the vhost-user sockets; without a value: the group that the daemon runs as. Default: kvm where it exists
+    /// and the daemon runs as root.
     #[arg(short = 'g', long, value_name = "GROUP", num_args = 0..=1, default_missing_value = "")]
     vhost_groupname: Option<String>,
     /// The VMs make the sockets and the daemon connects to them, as soon and as often as they are there.
@@ -91,13 +93,13 @@ struct Settings {
     /// Pin a relay to worker CPUs: the first for VF to VM, the second for VM to VF; may be repeated or joined by ';'.
     #[arg(short = 'c', long, value_name = "ID:CPU[,CPU]")]
     virtio_cpu: Vec<String>,
-    /// Offer mergeable receive buffers to VMs.
+    /// Offer mergeable receive buffers to VMs: a long frame may lie in several.
     #[arg(short = 'R', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     enable_mrgbuf: Option<bool>,
     /// No effect: jumbo frames are carried wherever the VF can.
     #[arg(short = 'J', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     enable_jumbo: Option<bool>,
-    /// Offer segmentation (TCP, UDP) to VMs: frames of up to 64 KiB, which are cut where the device cannot.
+    /// Offer segmentation of TCP to VMs: frames of up to 64 KiB, which are cut in software where the device cannot.
     #[arg(short = 'T', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     enable_tso: Option<bool>,
     /// Token (UUID) for VFs whose PF is held by VFIO, too; 0: the one that DPDK's documentation uses. Not in this

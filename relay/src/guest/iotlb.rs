@@ -2,9 +2,9 @@
 //! rings then hold, to user addresses of its front end.
 //!
 //! ```text
-//!   front end ──UPDATE, INVALIDATE──▶ Iotlb (session thread) ──snapshot──▶ Translations (one per ring, read only)
-//!       ▲                                                                        │
-//!       └────────────MISS──────────── session thread ◀──miss report──────────────┘   see iotlb_miss.rs
+//!   front end ──UPDATE, INVALIDATE──▶ Iotlb (session thread) ──▶ AddressSpace (all rings, read only), see space.rs
+//!       ▲                                                             │
+//!       └────────────MISS──────────── session thread ◀──miss report───┘   see iotlb_miss.rs
 //! ```
 //!
 //! Entries never overlap; neighbours that continue each other are one. So a look-up is a binary search among what is
@@ -76,10 +76,10 @@ pub enum IotlbError {
 pub enum Change {
     /// Nothing: what it says was so already.
     None,
-    /// There are more translations. Snapshots that are in use stay right.
+    /// There are more translations. Address spaces that are in use stay right.
     Added,
-    /// Translations have gone, or are others now. The front end may only be answered when no snapshot from before is in
-    /// use any more.
+    /// Translations have gone, or are others now. The front end may only be answered when no address space from before
+    /// is in use any more.
     Removed,
 }
 
@@ -247,7 +247,7 @@ impl Iotlb {
 const UPDATE: u8 = 2;
 const INVALIDATE: u8 = 3;
 
-/// The translations of one moment, as one ring looks them up.
+/// The translations of one moment, for look-ups one after the other.
 #[derive(Clone, Debug, Default)]
 pub struct Translations {
     entries: Box<[Entry]>,

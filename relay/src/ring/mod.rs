@@ -1,8 +1,8 @@
 //! The device side of a guest's virtio rings.
 //!
 //! [`split`] and [`packed`] know a memory layout each and nothing of Ethernet; what they have in common is the trait
-//! [`queue::Virtqueue`]. [`transmit`] and [`receive`] are the two uses that a network device makes of a ring: taking
-//! frames out of it, and putting frames into it.
+//! [`queue::Virtqueue`], and what [`chain`], `buffer`, [`event`] and [`notify`] say. [`transmit`] and [`receive`] are the
+//! two uses that a network device makes of a ring: taking frames out of it, and putting frames into it.
 
 use std::sync::Arc;
 

@@ -72,16 +72,17 @@ pub trait Virtqueue {
     /// starts counting the descriptors looked at.
     fn begin_burst(&mut self, wanted: u16) -> Result<(), BadIndex>;
 
-    /// Whether so many descriptors, and pieces of their buffers, were looked at in this burst that others must have their turn: a guest that writes
-    /// long chains for nothing costs its neighbours no more than one with full bursts does.
+    /// Whether so many descriptors, and pieces of their buffers, were looked at in this burst that others must have
+    /// their turn: a guest that writes long chains for nothing costs its neighbours no more than one with full bursts
+    /// does.
     fn is_exhausted(&self) -> bool;
 
     /// Visits the buffers of the first chain that waits, cut where mappings end; empty buffers are left out. `None`
     /// when no chain waits. The chain goes on waiting until [`take`](Self::take).
     ///
     /// With [`Stop::Malformed`] the chain is to be taken and completed unused, with [`Stop::Enough`] the visitor ended
-    /// the walk, with [`Stop::Unmapped`] an address is not known yet: the chain is to be left where it is. Not for a burst that
-    /// [is exhausted](Self::is_exhausted): what is looked at for one chain is bounded only together with that.
+    /// the walk, with [`Stop::Unmapped`] an address is not known yet: the chain is to be left where it is. Not for a
+    /// burst that [is exhausted](Self::is_exhausted): what is looked at for one chain is bounded only together with that.
     fn next_chain(&mut self, access: Access, visit: impl FnMut(Piece) -> Result<(), Stop>) -> Option<Walked>;
 
     /// Marks the chain that [`next_chain`](Self::next_chain) returned last as taken.

@@ -40,16 +40,17 @@ const USED_NO_NOTIFY: u16 = 1;
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver polls, the device need not interrupt (2.7.7).
 const AVAIL_NO_INTERRUPT: u16 = 1;
 
-/// Where a ring is, as a front end says it.
+/// Where a ring of either layout is, as a front end says it: by user addresses, or behind a virtual IOMMU by addresses
+/// that are translated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingConfig {
-    /// Number of descriptors; a power of two from 2 to 32768.
+    /// Number of descriptors, from 2 to 32768; for a split ring a power of two.
     pub size: u16,
-    /// User address of the descriptor table.
+    /// Address of the descriptors.
     pub descriptors: u64,
-    /// User address of the available ring.
+    /// Address of the available ring, or of a packed ring's event suppression structure that the driver writes.
     pub available: u64,
-    /// User address of the used ring.
+    /// Address of the used ring, or of the one that the device writes.
     pub used: u64,
     /// Where the ring stands, in the format of `VHOST_USER_SET_VRING_BASE`.
     pub base: u32,
@@ -60,7 +61,7 @@ pub struct RingConfig {
 }
 
 impl RingConfig {
-    /// The areas of the ring: user address and length in bytes of each.
+    /// The areas of the ring: address and length in bytes of each.
     pub fn areas(&self, packed: bool) -> [(u64, u64); 3] {
         let entries = u64::from(self.size);
         // Those of a split ring end in the event fields (virtio 1.3, 2.7.2): they are part of it whether negotiated or
@@ -73,7 +74,7 @@ impl RingConfig {
 /// Why a ring cannot be started.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum RingError {
-    /// Size is no power of two from 2 to 32768.
+    /// Size of a split ring is no power of two from 2 to 32768.
     #[error("ring size {0} is not a power of two from {MIN_SIZE} to {MAX_SIZE}")]
     Size(u16),
     /// Size of a packed ring is not from 2 to 32768.
@@ -92,7 +93,7 @@ pub enum RingError {
     Alignment {
         /// Which area.
         area: &'static str,
-        /// User address.
+        /// As the front end said it.
         address: u64,
         /// Bytes.
         alignment: u64,
@@ -102,7 +103,7 @@ pub enum RingError {
     OutsideMemory {
         /// Which area.
         area: &'static str,
-        /// User address.
+        /// As the front end said it.
         address: u64,
     },
 }
