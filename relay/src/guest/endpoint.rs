@@ -31,7 +31,7 @@ const LASTING: Duration = Duration::from_secs(1);
 
 /// So long nobody is let in after a VM that made a worker wait. Ending that takes up to 60 ms, so that a VM that comes
 /// again and again takes some hundredths of its neighbours' time and no more.
-const PENANCE: Duration = Duration::from_secs(2);
+const LOCKOUT: Duration = Duration::from_secs(2);
 
 /// A vhost-user socket that is served. Dropping it disconnects its guest and removes the socket if it is ours.
 #[derive(Debug)]
@@ -176,11 +176,11 @@ impl Server {
     fn run(mut self) {
         loop {
             self.closed_until = self.closed_until.filter(|until| Instant::now() < *until);
-            let welcome = if self.closed_until.is_none() { PollFlags::IN } else { PollFlags::empty() };
+            let accepting = if self.closed_until.is_none() { PollFlags::IN } else { PollFlags::empty() };
             let (stopped, waiting) = {
                 let mut fds = vec![
                     PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
-                    PollFd::from_borrowed_fd(self.source.fd(), welcome),
+                    PollFd::from_borrowed_fd(self.source.fd(), accepting),
                 ];
                 if let Some(guest) = &self.guest {
                     fds.push(PollFd::from_borrowed_fd(guest.connection.fd(), PollFlags::IN));
@@ -304,7 +304,7 @@ impl Server {
         if let Some(Guest { session, connection: _connection, .. }) = self.guest.take()
             && session.end()
         {
-            self.closed_until = Some(Instant::now() + PENANCE);
+            self.closed_until = Some(Instant::now() + LOCKOUT);
         }
         if let Source::Connecting(connector) = &mut self.source {
             connector.ended(good, Instant::now());

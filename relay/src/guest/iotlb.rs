@@ -207,9 +207,30 @@ impl Iotlb {
         self.entries.iter().map(|entry| (entry.first, entry.last, entry.user, entry.permission))
     }
 
-    /// The translations as they are now, for one ring.
-    pub fn snapshot(&self) -> Translations {
-        Translations { entries: self.entries.as_slice().into(), found: 0 }
+    /// The user address of `iova`, and how many of the `len` bytes from there are within the same entry (at least one
+    /// for `len > 0`); `None` when no entry permits `needed` there.
+    pub fn translate(&self, iova: u64, len: u32, needed: Permission) -> Option<(u64, u32)> {
+        let entry = self.entries.get(self.position(iova)).filter(|entry| entry.first <= iova)?;
+        if !entry.permission.allows(needed) {
+            return None;
+        }
+        // The difference may be 2^64 - 1, so that one more would not fit.
+        let behind_first = entry.last - iova;
+        let len = if u64::from(len) <= behind_first { len } else { (behind_first + 1) as u32 };
+        Some((entry.starting_at(iova).user, len))
+    }
+
+    /// The first of `len` bytes at `iova` that cannot be read and written; `None` when all can.
+    pub fn first_missing(&self, iova: u64, len: u64) -> Option<u64> {
+        let (mut at, mut left) = (iova, len);
+        while left > 0 {
+            let wanted = u32::try_from(left).unwrap_or(u32::MAX);
+            let Some((_, found)) = self.translate(at, wanted, Permission::ReadWrite) else {
+                return Some(at);
+            };
+            (at, left) = (at.wrapping_add(u64::from(found)), left - u64::from(found));
+        }
+        None
     }
 
     /// Index of the first entry that ends at or behind `first`.
@@ -246,45 +267,6 @@ impl Iotlb {
 /// Message types of `linux/vhost_types.h`.
 const UPDATE: u8 = 2;
 const INVALIDATE: u8 = 3;
-
-/// The translations of one moment, for look-ups one after the other.
-#[derive(Clone, Debug, Default)]
-pub struct Translations {
-    entries: Box<[Entry]>,
-    /// The entry that was found last.
-    found: usize,
-}
-
-impl Translations {
-    /// The user address of `iova`, and how many of the `len` bytes from there are within the same entry (at least one
-    /// for `len > 0`); `None` when no entry permits `needed` there.
-    #[inline]
-    pub fn translate(&mut self, iova: u64, len: u32, needed: Permission) -> Option<(u64, u32)> {
-        let hit = |entry: &Entry| entry.first <= iova && iova <= entry.last;
-        let entry = match self.entries.get(self.found).filter(|entry| hit(entry)) {
-            Some(entry) => entry,
-            None => {
-                let at = self.entries.partition_point(|entry| entry.last < iova);
-                let entry = self.entries.get(at).filter(|entry| hit(entry))?;
-                self.found = at;
-                entry
-            }
-        };
-        if !entry.permission.allows(needed) {
-            return None;
-        }
-        // The difference may be 2^64 - 1, so that one more would not fit.
-        let behind_first = entry.last - iova;
-        let len = if u64::from(len) <= behind_first { len } else { (behind_first + 1) as u32 };
-        Some((entry.starting_at(iova).user, len))
-    }
-
-    /// The user address of `len` bytes at `iova`, if they are at consecutive ones.
-    pub fn translate_whole(&mut self, iova: u64, len: u64, needed: Permission) -> Option<u64> {
-        let (user, found) = self.translate(iova, u32::try_from(len).ok()?, needed)?;
-        (u64::from(found) == len).then_some(user)
-    }
-}
 
 #[cfg(test)]
 mod tests;

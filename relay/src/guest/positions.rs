@@ -63,6 +63,7 @@ struct Slot {
     reserved: [AtomicU64; 4],
 }
 
+const _: () = assert!(RINGS >= 2 * crate::lane::MOST_PAIRS, "a ring without a slot would keep no position");
 const _: () = assert!(size_of::<Slot>() == 128 && HEADER.is_multiple_of(align_of::<Slot>()));
 
 /// Which packed ring a position is about. A ring that lies elsewhere, or has another size, is another ring.

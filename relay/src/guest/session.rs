@@ -8,11 +8,13 @@
 //! A ring that has all four is built and handed to the relay. Whatever takes one away first takes the ring back from
 //! the relay, whole: no worker uses it any more and no device holds its buffers when the reply goes out.
 
+mod rings;
+
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use pmd::MacAddress;
 use thiserror::Error;
@@ -22,23 +24,24 @@ use vhost::vhost_user::message::{
 };
 use vm_memory::ByteValued;
 
+use self::rings::RingState;
 use super::connection::Message;
 use super::dirty_log::{DirtyLog, LogError};
 use super::features::{Features, GuestOptions, protocol};
-use super::iotlb::{Change, Iotlb, IotlbError, Permission};
-use super::iotlb_miss::{self, BackendChannel, MissReports};
+use super::iotlb::{Change, Iotlb, IotlbError};
+use super::iotlb_miss::{self, BackendChannel};
 use super::memory::{GuestMemory, MAX_REGIONS, MemoryError};
 use super::message;
 use super::payload::{
     describe, inflight, memory_table, number, payload, ring_descriptor, ring_index, ring_state,
 };
-use super::positions::{LENGTH, Positions, RingIdentity};
+use super::positions::{LENGTH, Positions};
 use super::space::AddressSpace;
 use crate::lane::MOST_PAIRS;
 use crate::relay::{GuestStatus, Relay};
 use crate::ring::notify::{Call, check_eventfd};
 use crate::ring::split::MAX_SIZE;
-use crate::ring::{PackedRing, ReceiveRing, Ring, RingConfig, RingError, SplitRing, TransmitRing};
+use crate::ring::{RingConfig, RingError};
 
 /// Virtqueues: a receive queue (even) and a transmit queue (odd) for each queue pair.
 pub(super) const RINGS: usize = 2 * MOST_PAIRS;
@@ -121,25 +124,6 @@ pub struct Reply {
     pub bytes: Vec<u8>,
     /// A descriptor that goes along.
     pub descriptor: Option<OwnedFd>,
-}
-
-/// What is known of one ring.
-#[derive(Debug, Default)]
-struct RingState {
-    config: RingConfig,
-    placed: bool,
-    /// Where the front end believes that the ring stands, once that was said.
-    base: Option<u32>,
-    started: bool,
-    /// What `SET_VRING_ENABLE` said last, if anything.
-    enabled: Option<bool>,
-    running: bool,
-    /// It would run, but for a translation of its own areas that is missing.
-    suspended: bool,
-    call: Option<OwnedFd>,
-    kick: Option<OwnedFd>,
-    /// Addresses that the running ring has no translation for.
-    misses: Option<MissReports>,
 }
 
 /// The state of one connection.
@@ -543,147 +527,6 @@ impl Session {
             self.relay.with_ring(index, |ring| ring.set_call(call));
         }
         Ok(())
-    }
-
-    fn start_all(&mut self) -> Result<(), Refusal> {
-        (0..RINGS).try_for_each(|index| self.start_ring(index))
-    }
-
-    /// Starts rings again after one region of memory has come or gone. A region that changes goes and comes back (QEMU), with
-    /// other messages in between: rings that lie in it wait meanwhile.
-    fn start_those_with_memory(&mut self) -> Result<(), Refusal> {
-        (0..RINGS).try_for_each(|index| match self.start_ring(index) {
-            Err(Refusal::Ring { cause: RingError::OutsideMemory { .. }, .. }) => {
-                tracing::debug!(relay = self.relay.id(), index, "ring waits for its memory");
-                Ok(())
-            }
-            other => other,
-        })
-    }
-
-    /// Stops all rings; with `reset` they are as in the beginning.
-    ///
-    /// Transmit queues first: on a cable their frames would go nowhere once the receive queues have stopped.
-    fn stop_all(&mut self, reset: bool) {
-        let relay = Arc::clone(&self.relay);
-        let _held = relay.hold();
-        for index in (1..RINGS).step_by(2).chain((0..RINGS).step_by(2)) {
-            self.stop_ring(index);
-            if reset {
-                self.rings[index] = RingState::default();
-                self.forget_position(index);
-            }
-        }
-        self.forget_translations_if_stopped();
-    }
-
-    /// Starts a ring if all that it needs is there.
-    fn start_ring(&mut self, index: usize) -> Result<(), Refusal> {
-        let features = self.features;
-        let ring = &mut self.rings[index];
-        let enabled = ring.enabled.unwrap_or(!features.rings_begin_disabled());
-        if ring.running || !enabled || !ring.started || !ring.placed || ring.config.size == 0 {
-            return Ok(());
-        }
-        // Between a removed region and the next message a ring may be without its memory. It waits.
-        if self.memory.is_empty() {
-            return Ok(());
-        }
-        ring.config.indirect = features.indirect();
-        ring.config.event_idx = features.event_idx();
-        // A ring that was stopped meanwhile has another base than the front end knows.
-        if ring.base.is_none() {
-            let start = if features.packed() { PackedRing::START } else { 0 };
-            (ring.config.base, ring.base) = (start, Some(start));
-        }
-        let config = ring.config;
-        if features.translated() && !self.ask_for_areas(&config) {
-            return Ok(());
-        }
-        let fd = self.rings[index].call.take();
-        let call = self.call(fd.as_ref())?;
-        self.rings[index].call = fd;
-        let ring = if features.packed() {
-            PackedRing::new(&config, &self.space, call).map(|ring| Ring::from(self.resume(index, ring)))
-        } else {
-            SplitRing::new(&config, &self.space, call).map(Ring::from)
-        };
-        let mut ring = ring.map_err(|cause| Refusal::Ring { index, cause })?;
-        if features.translated() {
-            let (reporter, reports) = iotlb_miss::miss_report(&self.bell);
-            ring.report_misses(reporter);
-            self.rings[index].misses = Some(reports);
-        }
-        (self.rings[index].running, self.rings[index].suspended) = (true, false);
-        tracing::debug!(relay = self.relay.id(), index, size = config.size, "ring started");
-        let pair = (index / 2) as u8;
-        if index.is_multiple_of(2) {
-            self.relay.attach_receive(ReceiveRing::new(ring, pair, features.receive_rules()));
-        } else {
-            self.relay.attach_transmit(TransmitRing::new(ring, pair, features.transmit_rules()));
-        }
-        Ok(())
-    }
-
-    /// Has a packed ring go on where a daemon that died left it, if this is that ring, and keeps its position from now on.
-    /// A split ring says by itself how far it is.
-    fn resume(&self, index: usize, mut ring: PackedRing) -> PackedRing {
-        let Some(positions) = &self.positions else { return ring };
-        let Some((file, offset)) = self.memory.file_at(ring.guest_address()) else { return ring };
-        let identity = match RingIdentity::new(file, offset, ring.size()) {
-            Ok(identity) => identity,
-            Err(error) => {
-                tracing::warn!("relay {}: position of ring {index} is not kept: {error}", self.relay.id());
-                return ring;
-            }
-        };
-        let known = self.rings[index].base.unwrap_or_default();
-        let mut positions = positions.lock().unwrap_or_else(PoisonError::into_inner);
-        let (position, predecessor) = positions.claim(index, identity, known);
-        // A front end that gives another base than then has learned more since.
-        if let Some(predecessor) = predecessor.filter(|predecessor| predecessor.base == known)
-            && ring.recover(&predecessor, index.is_multiple_of(2))
-        {
-            tracing::info!("relay {}: ring {index} goes on where it was left, {ring}", self.relay.id());
-        }
-        ring.keep_position(position);
-        ring
-    }
-
-    /// Ring `index` has been stopped in good order.
-    fn forget_position(&self, index: usize) {
-        if let Some(positions) = &self.positions {
-            positions.lock().unwrap_or_else(PoisonError::into_inner).release(index);
-        }
-    }
-
-    /// Whether a ring's areas are translated; asks for those that are not, once.
-    fn ask_for_areas(&mut self, config: &RingConfig) -> bool {
-        let mut there = true;
-        for (address, len) in config.areas(self.features.packed()) {
-            let Some(missing) = self.space.first_missing(address, len) else { continue };
-            there = false;
-            if let Some(channel) = &mut self.channel
-                && !self.asked.contains(&missing)
-                && channel.send_miss(missing, Permission::ReadWrite).unwrap_or(false)
-            {
-                self.asked.insert(missing);
-            }
-        }
-        there
-    }
-
-    fn stop_ring(&mut self, index: usize) {
-        let ring = &mut self.rings[index];
-        let (running, suspended) = (std::mem::take(&mut ring.running), std::mem::take(&mut ring.suspended));
-        if !running && !suspended {
-            return;
-        }
-        ring.misses = None;
-        if let Some(base) = self.relay.detach_ring(index) {
-            self.rings[index].config.base = base;
-            tracing::debug!(relay = self.relay.id(), index, base, "ring stopped");
-        }
     }
 }
 

@@ -103,18 +103,9 @@ impl AddressSpace {
         Some(Place { host: NonNull::new(piece.segment.as_ptr())?, gpa: piece.gpa })
     }
 
-    /// The first of `len` bytes at `address` that has no translation; `None` when all have one.
+    /// The first of `len` bytes at `address` that has no translation; `None` when all have one, or need none.
     pub fn first_missing(&self, address: u64, len: u64) -> Option<u64> {
-        let mut translations = self.iotlb.as_ref()?.snapshot();
-        let (mut at, mut left) = (address, len);
-        while left > 0 {
-            let wanted = u32::try_from(left).unwrap_or(u32::MAX);
-            let Some((_, found)) = translations.translate(at, wanted, Permission::ReadWrite) else {
-                return Some(at);
-            };
-            (at, left) = (at.wrapping_add(u64::from(found)), left - u64::from(found));
-        }
-        None
+        self.iotlb.as_ref()?.first_missing(address, len)
     }
 }
 

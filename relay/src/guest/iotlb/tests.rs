@@ -13,14 +13,14 @@ fn message(iova: u64, size: u64, user: u64, permission: u8, kind: u8) -> Vec<u8>
 }
 
 fn user(iotlb: &Iotlb, iova: u64) -> Option<u64> {
-    iotlb.snapshot().translate(iova, 1, Permission::Read).map(|(user, _)| user)
+    iotlb.translate(iova, 1, Permission::Read).map(|(user, _)| user)
 }
 
 #[test]
 fn translations_reach_to_the_end_of_their_entry() {
     let mut iotlb = Iotlb::default();
     iotlb.update(0x1000, 0x1000, 0x7000, Permission::Read).unwrap();
-    let mut t = iotlb.snapshot();
+    let t = iotlb.clone();
     assert_eq!(t.translate(0x1000, 0x800, Permission::Read), Some((0x7000, 0x800)));
     assert_eq!(t.translate(0x1fff, 8, Permission::Read), Some((0x7fff, 1)));
     assert_eq!(t.translate(0x2000, 1, Permission::Read), None);
@@ -33,9 +33,9 @@ fn translations_reach_to_the_end_of_their_entry() {
 fn an_entry_may_reach_to_the_end_of_all_addresses() {
     let mut iotlb = Iotlb::default();
     iotlb.update(u64::MAX, 1, 5, RW).unwrap();
-    assert_eq!(iotlb.snapshot().translate(u64::MAX, 9, RW), Some((5, 1)));
+    assert_eq!(iotlb.translate(u64::MAX, 9, RW), Some((5, 1)));
     iotlb.update(0, u64::MAX, 0, RW).unwrap();
-    assert_eq!(iotlb.snapshot().translate(0, u32::MAX, RW), Some((0, u32::MAX)));
+    assert_eq!(iotlb.translate(0, u32::MAX, RW), Some((0, u32::MAX)));
     assert_eq!(iotlb.invalidate(1, u64::MAX), Ok(Change::Removed));
     assert_eq!((iotlb.len(), user(&iotlb, 0), user(&iotlb, 1)), (1, Some(0), None));
 }
@@ -47,7 +47,7 @@ fn neighbours_that_continue_each_other_are_one() {
         iotlb.update(page << 12, 0x1000, 0x10_0000 + (page << 12), RW).unwrap();
     }
     assert_eq!(iotlb.len(), 1);
-    assert_eq!(iotlb.snapshot().translate(0, 0x4000, RW), Some((0x10_0000, 0x4000)));
+    assert_eq!(iotlb.translate(0, 0x4000, RW), Some((0x10_0000, 0x4000)));
     iotlb.update(0x4000, 0x1000, 0, RW).unwrap();
     iotlb.update(0x5000, 0x1000, 0x1000, Permission::Read).unwrap();
     assert_eq!(iotlb.len(), 3, "elsewhere, and with other permission");
@@ -145,7 +145,7 @@ proptest! {
             for pair in iotlb.entries.windows(2) {
                 prop_assert!(pair[0].last < pair[1].first && !pair[0].continues_in(&pair[1]), "{:?}", iotlb);
             }
-            let mut translations = iotlb.snapshot();
+            let translations = &iotlb;
             for (iova, expected) in (0..).zip(&naive) {
                 for needed in [Permission::Read, Permission::Write, RW] {
                     let expected = expected.filter(|(_, has)| has.allows(needed)).map(|(user, _)| user);
