@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::driver::memory::GuestRam;
 use crate::driver::split::{Descriptor, DriverRing, write_descriptor};
+use crate::guest::iotlb::Permission;
 use crate::guest::message::Header;
 use crate::mailbox::{WorkerHandle, mailbox};
 use crate::relay::{Lanes, Placement};
