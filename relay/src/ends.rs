@@ -16,8 +16,7 @@ use pmd::{Completions, MacAddress, Receive, Transmit, TransmitQueue};
 use crate::announcement::Announcement;
 use crate::counters::{DirectionCounters, DropReason};
 use crate::lane::{
-    DeviceSink, Direction, Lane, LaneCounters, LaneKey, Leftover, MOST_PAIRS, Sink, Source, complete,
-    tell_apart,
+    DeviceSink, Direction, Lane, LaneCounters, LaneKey, Leftover, MOST_PAIRS, Sink, Source, tell_apart,
 };
 use crate::path::Path;
 use crate::ring::{ReceiveRing, TransmitRing};
@@ -42,6 +41,15 @@ pub struct Ends {
     announcement: Option<Announcement>,
 }
 
+/// Frames that were received and went no further.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// How many.
+    pub frames: u64,
+    /// Their bytes, without FCS.
+    pub bytes: u64,
+}
+
 /// Both directions' counters of a relay.
 #[derive(Clone, Debug, Default)]
 pub struct RelayCounters {
@@ -60,10 +68,11 @@ impl Ends {
     }
 
     /// Hands the device's queues out, and says how many received frames are lost with them.
-    pub fn take_device(&mut self) -> (Vec<Receive>, Vec<Transmit>, usize) {
-        let mut lost = 0;
+    pub fn take_device(&mut self) -> (Vec<Receive>, Vec<Transmit>, Lost) {
+        let mut lost = Lost::default();
         let receive = self.device_receive.drain(..).map(|(queue, leftover)| {
-            lost += leftover.iter().map(|waiting| waiting.len()).sum::<usize>();
+            lost.frames += leftover.iter().map(|waiting| waiting.len() as u64).sum::<u64>();
+            lost.bytes += leftover.iter().map(|waiting| waiting.frames().bytes()).sum::<u64>();
             queue
         });
         let receive = receive.collect();
@@ -207,16 +216,7 @@ fn take_up(leftover: Leftover, paths: &mut [Path], source: &mut Source, counters
         return;
     }
     for waiting in leftover {
-        if let [path] = paths {
-            for (frame, segments) in waiting.frames().iter() {
-                if !path.waiting.push(frame, segments) {
-                    counters.source.count_drop(path.pair, DropReason::GuestQueueFull, 1);
-                    complete(source, frame.token());
-                }
-            }
-        } else {
-            tell_apart(waiting.frames(), source, paths, counters);
-        }
+        tell_apart(waiting.frames(), source, paths, counters);
     }
 }
 

@@ -320,9 +320,14 @@ pub(crate) fn tell_apart(
     counters: &LaneCounters,
 ) {
     for (frame, segments) in mixed.iter() {
-        let mut head = [0; FLOW_BYTES];
-        let n = pmd::frame::gather(segments, &mut head);
-        let path = &mut paths[hash::queue_of(hash::flow_hash(&head[..n]), paths.len())];
+        let path = match paths {
+            [path] => path,
+            _ => {
+                let mut head = [0; FLOW_BYTES];
+                let n = pmd::frame::gather(segments, &mut head);
+                &mut paths[hash::queue_of(hash::flow_hash(&head[..n]), paths.len())]
+            }
+        };
         if !path.waiting.push(frame, segments) {
             counters.source.count_drop(path.pair, DropReason::GuestQueueFull, 1);
             counters.source.rx_frames.add(1);

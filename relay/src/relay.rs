@@ -461,7 +461,9 @@ impl Relay {
         let counters = &self.counters.vf_to_vm;
         let queues = self.rebuild(&mut state, Borrowed::TakeBack, |ends| {
             let (receive, transmit, lost) = ends.take_device();
-            counters.count_drop(0, crate::counters::DropReason::Aborted, lost as u64);
+            counters.rx_frames.add(lost.frames);
+            counters.rx_bytes.add(lost.bytes);
+            counters.count_drop(0, crate::counters::DropReason::Aborted, lost.frames);
             Queues { receive, transmit }
         });
         // Its queues go with it.
