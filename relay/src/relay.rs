@@ -164,6 +164,8 @@ pub(crate) struct State {
     ends: Ends,
     /// How many keep the lanes at home.
     held: usize,
+    /// Whether the guest's rings have changed meanwhile.
+    changed: bool,
     /// Lanes that workers have.
     out: Vec<(LaneKey, WorkerHandle)>,
     /// The guest's rings that run: bit n is virtqueue n.
@@ -200,6 +202,7 @@ impl Relay {
             placement,
             ends: Ends::default(),
             held: 0,
+            changed: false,
             out: Vec::new(),
             running: 0,
             announce: None,
@@ -485,7 +488,9 @@ impl Drop for Held<'_> {
         state.held -= 1;
         if state.held == 0 {
             self.0.send_out(&mut state);
-            state.guest_changed();
+            if std::mem::take(&mut state.changed) {
+                state.guest_changed();
+            }
         }
     }
 }
@@ -523,6 +528,10 @@ impl State {
     }
 
     fn guest_changed(&mut self) {
+        if self.held > 0 {
+            self.changed = true;
+            return;
+        }
         self.tell_device(|| ToDevice::GuestChanged);
         let runs = self.runs_both_ways();
         if self.ends.cable {

@@ -97,9 +97,14 @@ impl MissReporter {
         true
     }
 
-    /// Forgets what was reported: there are new translations, and what is missing from now on is news.
-    pub fn renew(&mut self) {
-        self.outstanding.clear();
+    /// There are other translations now: of what was reported only that is still expected which `is_missing` there.
+    /// Anything else that is missed from now on is news.
+    pub fn renew(&mut self, is_missing: impl Fn(u64, Permission) -> bool) {
+        self.outstanding.retain(|(key, _)| {
+            Permission::from_number((*key & IN_PAGE) as u8)
+                .is_some_and(|needed| is_missing(*key & !IN_PAGE, needed))
+        });
+        self.oldest = 0;
     }
 }
 
@@ -228,11 +233,13 @@ mod tests {
     }
 
     #[test]
-    fn new_translations_and_time_make_a_miss_news_again() {
+    fn a_translation_that_came_and_time_make_a_miss_news_again() {
         let (mut reporter, reports) = miss_report(&wake().unwrap());
         let now = Instant::now();
         assert!(reporter.report_at(0x1000, RW, now) && reports.take().is_some());
-        reporter.renew();
+        reporter.renew(|address, needed| (address, needed) == (0x1000, RW));
+        assert!(!reporter.report_at(0x1000, RW, now), "the answer to that is still to come");
+        reporter.renew(|_, _| false);
         assert!(reporter.report_at(0x1000, RW, now) && reports.take().is_some());
         assert!(!reporter.report_at(0x1000, RW, now + REPEAT / 2));
         assert!(reporter.report_at(0x1000, RW, now + REPEAT) && reports.take().is_some());

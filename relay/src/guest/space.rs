@@ -103,6 +103,13 @@ impl AddressSpace {
         Some(Place { host: NonNull::new(piece.segment.as_ptr())?, gpa: piece.gpa })
     }
 
+    /// Whether `address` is found, and may be used for what is `needed`.
+    fn permits(&self, address: u64, needed: Permission) -> bool {
+        let at = self.windows.partition_point(|window| window.start <= address).checked_sub(1);
+        at.and_then(|at| self.windows.get(at))
+            .is_some_and(|window| address - window.start < window.size && window.permission.allows(needed))
+    }
+
     /// The first of `len` bytes at `address` that has no translation; `None` when all have one, or need none.
     pub fn first_missing(&self, address: u64, len: u64) -> Option<u64> {
         self.iotlb.as_ref()?.first_missing(address, len)
@@ -129,7 +136,7 @@ impl Translator {
     pub fn set_space(&mut self, space: Arc<AddressSpace>) {
         (self.space, self.last) = (space, 0);
         if let Some(misses) = &mut self.misses {
-            misses.renew();
+            misses.renew(|address, needed| !self.space.permits(address, needed));
         }
     }
 
