@@ -88,8 +88,7 @@ enum Handed {
 impl Path {
     /// A path on which nothing waits; `cuts` where frames may leave something to do.
     pub(crate) fn new(source: usize, sink: usize, pair: u8, cuts: bool) -> Self {
-        let cutter = cuts.then(|| Box::new(Cutter { pair, ..Cutter::default() }));
-        Self { source, sink, pair, waiting: Box::default(), cutter }
+        Self { source, sink, pair, waiting: Box::default(), cutter: cuts.then(Box::default) }
     }
 
     #[inline]
@@ -146,7 +145,7 @@ impl Path {
                 let ready =
                     frames.iter().take_while(|(frame, _)| capabilities.cover(frame.offload())).count();
                 if ready == 0 {
-                    self.waiting.done += prepare(frames, cutter, source, capabilities, counters);
+                    self.waiting.done += prepare(frames, self.pair, cutter, source, capabilities, counters);
                     return true;
                 }
                 ready
@@ -183,7 +182,7 @@ impl Path {
             Source::Guest(ring) => MOST_PAIRS as u8 + ring.pair(),
             Source::Device(_) => MOST_PAIRS as u8,
         };
-        let progress = cutter.step(segments, sink, tag, counters);
+        let progress = cutter.step(segments, sink, tag, self.pair, counters);
         if cutter.is_finished() {
             self.finish_cut(source, counters);
             return true;
@@ -256,6 +255,7 @@ impl Path {
 /// Prepares the first of `frames` for being cut; returns how many are done with (one, if it cannot be).
 fn prepare(
     frames: Frames<'_>,
+    pair: u8,
     cutter: &mut Cutter,
     source: &mut Source,
     capabilities: Capabilities,
@@ -268,7 +268,7 @@ fn prepare(
             0
         }
         Err(reason) => {
-            counters.source.count_drop(cutter.pair, reason, 1);
+            counters.source.count_drop(pair, reason, 1);
             settle(source, frames.take(1), &counters.source);
             1
         }
@@ -318,7 +318,6 @@ fn settle(source: &mut Source, frames: Frames<'_>, counters: &DirectionCounters)
 /// Does in software what a frame leaves to be done and its sink does not do.
 #[derive(Debug, Default)]
 struct Cutter {
-    pair: u8,
     /// The frame being cut; it is the first that waits.
     work: Option<Work>,
     /// Whether all frames have been made of it.
@@ -351,7 +350,14 @@ impl Cutter {
     }
 
     /// Makes frames of `segments`, those of the frame being cut, and hands them to the sink; returns whether that got any further.
-    fn step(&mut self, segments: &[Segment], sink: &mut Sink, tag: u8, counters: &LaneCounters) -> bool {
+    fn step(
+        &mut self,
+        segments: &[Segment],
+        sink: &mut Sink,
+        tag: u8,
+        pair: u8,
+        counters: &LaneCounters,
+    ) -> bool {
         if self.done == self.made.len() && !self.exhausted {
             if self.lent > 0 {
                 return false;
@@ -375,7 +381,7 @@ impl Cutter {
                 n
             }
             Handed::Dropped(n, reason) => {
-                counters.source.count_drop(self.pair, reason, n as u64);
+                counters.source.count_drop(pair, reason, n as u64);
                 n
             }
         };

@@ -96,18 +96,26 @@ impl AddressSpace {
             return self.memory.at_user_address(address, len);
         }
         // Looked up for every ring whenever a translation goes, so not in a copy of all of them.
-        let at = self.windows.partition_point(|window| window.start <= address).checked_sub(1)?;
-        let window = self.windows.get(at).filter(|window| window.permission == Permission::ReadWrite)?;
+        let (_, window) = self.window(address)?;
+        if window.permission != Permission::ReadWrite {
+            return None;
+        }
         let len = u32::try_from(len).ok()?;
         let piece = window.find(address, len, Access::Read).filter(|piece| piece.segment.len() == len)?;
         Some(Place { host: NonNull::new(piece.segment.as_ptr())?, gpa: piece.gpa })
     }
 
+    /// The only window that `address` can be in, and its place among the others.
+    fn window(&self, address: u64) -> Option<(usize, &Window)> {
+        let at = self.windows.partition_point(|window| window.start <= address).checked_sub(1)?;
+        Some((at, self.windows.get(at)?))
+    }
+
     /// Whether `address` is found, and may be used for what is `needed`.
     fn permits(&self, address: u64, needed: Permission) -> bool {
-        let at = self.windows.partition_point(|window| window.start <= address).checked_sub(1);
-        at.and_then(|at| self.windows.get(at))
-            .is_some_and(|window| address - window.start < window.size && window.permission.allows(needed))
+        self.window(address).is_some_and(|(_, window)| {
+            address - window.start < window.size && window.permission.allows(needed)
+        })
     }
 
     /// The first of `len` bytes at `address` that has no translation; `None` when all have one, or need none.
@@ -164,9 +172,9 @@ impl Translator {
 
     #[cold]
     fn search(&mut self, address: u64, len: u32, access: Access) -> Result<Piece, Stop> {
-        let windows = &self.space.windows;
-        let at = windows.partition_point(|window| window.start <= address).checked_sub(1);
-        if let Some((at, found)) = at.and_then(|at| Some((at, windows[at].find(address, len, access)?))) {
+        if let Some((at, window)) = self.space.window(address)
+            && let Some(found) = window.find(address, len, access)
+        {
             self.last = at;
             return Ok(found);
         }

@@ -431,6 +431,33 @@ fn polling_drivers_are_not_interrupted() {
     assert_eq!(guest.counters.interrupts.get(), 1);
 }
 
+/// A ring that is as large as its test wants it, where it is and what its addresses mean.
+fn on_its_own(driver: &DriverRing, ram: &GuestRam) -> (RingConfig, Arc<AddressSpace>) {
+    let region = RegionDescription { gpa: ram.gpa(), size: ram.size(), user: ram.user(), offset: 0 };
+    let memory = GuestMemory::map([(region, ram.file().try_clone().unwrap())]).unwrap();
+    let config = RingConfig {
+        size: driver.size,
+        descriptors: ram.user_of(driver.descriptors),
+        available: ram.user_of(driver.available),
+        used: ram.user_of(driver.used),
+        base: 0,
+        indirect: true,
+        event_idx: false,
+    };
+    (config, Arc::new(AddressSpace::physical(Arc::new(memory), None)))
+}
+
+/// The same frame 32 times; `bytes` must live and stay as they are while the burst is used.
+fn burst_of_32(bytes: &mut [u8]) -> Burst {
+    let mut burst = Burst::new();
+    for number in 0..32 {
+        // SAFETY: the tests keep `bytes` alive and untouched while the burst is used.
+        let segment = unsafe { Segment::new(NonNull::new(bytes.as_mut_ptr()).unwrap(), bytes.len() as u32) };
+        assert!(burst.push(segment, Token(number)));
+    }
+    burst
+}
+
 #[test]
 fn long_chains_for_nothing_cost_a_bounded_number_of_looks() {
     // All receive chains are one long walk over empty buffers with a byte at its end.
@@ -444,26 +471,10 @@ fn long_chains_for_nothing_cost_a_bounded_number_of_looks() {
         driver.push(&ram, size - 500);
     }
     driver.publish(&ram);
-    let region = RegionDescription { gpa: GPA, size: 4 << 20, user: ram.user(), offset: 0 };
-    let memory = GuestMemory::map([(region, ram.file().try_clone().unwrap())]).unwrap();
-    let space = Arc::new(AddressSpace::physical(Arc::new(memory), None));
-    let config = RingConfig {
-        size,
-        descriptors: ram.user_of(driver.descriptors),
-        available: ram.user_of(driver.available),
-        used: ram.user_of(driver.used),
-        base: 0,
-        indirect: true,
-        event_idx: false,
-    };
+    let (config, space) = on_its_own(&driver, &ram);
     let counters = DirectionCounters::default();
     let mut bytes = vec![0; 1500];
-    let mut burst = Burst::new();
-    for number in 0..32 {
-        // SAFETY: the test keeps `bytes` alive and untouched while the burst is used.
-        let segment = unsafe { Segment::new(NonNull::new(bytes.as_mut_ptr()).unwrap(), bytes.len() as u32) };
-        assert!(burst.push(segment, Token(number)));
-    }
+    let burst = burst_of_32(&mut bytes);
     let mut ring =
         ReceiveRing::new(SplitRing::new(&config, &space, None).unwrap().into(), 0, receive_rules(true));
     assert_eq!(
@@ -496,26 +507,10 @@ fn a_frame_that_is_to_be_spread_over_long_chains_for_nothing_is_given_up() {
         driver.push(&ram, index);
     }
     driver.publish(&ram);
-    let region = RegionDescription { gpa: GPA, size: 4 << 20, user: ram.user(), offset: 0 };
-    let memory = GuestMemory::map([(region, ram.file().try_clone().unwrap())]).unwrap();
-    let space = Arc::new(AddressSpace::physical(Arc::new(memory), None));
-    let config = RingConfig {
-        size,
-        descriptors: ram.user_of(driver.descriptors),
-        available: ram.user_of(driver.available),
-        used: ram.user_of(driver.used),
-        base: 0,
-        indirect: true,
-        event_idx: false,
-    };
+    let (config, space) = on_its_own(&driver, &ram);
     let counters = DirectionCounters::default();
     let mut bytes = vec![0; 1500];
-    let mut burst = Burst::new();
-    for number in 0..32 {
-        // SAFETY: the test keeps `bytes` alive and untouched while the burst is used.
-        let segment = unsafe { Segment::new(NonNull::new(bytes.as_mut_ptr()).unwrap(), bytes.len() as u32) };
-        assert!(burst.push(segment, Token(number)));
-    }
+    let burst = burst_of_32(&mut bytes);
     let mut ring =
         ReceiveRing::new(SplitRing::new(&config, &space, None).unwrap().into(), 0, receive_rules(true));
     assert_eq!(ring.deliver(burst.frames(), &counters), 3, "the fourth has to wait for a burst of its own");
