@@ -96,14 +96,79 @@ impl Segment {
         n
     }
 
+    /// Copies the first `N` bytes out; `None` where there are fewer.
+    #[inline(always)]
+    pub fn read_array<const N: usize>(&self) -> Option<[u8; N]> {
+        (self.len as usize >= N).then(|| {
+            // SAFETY: as in `copy_to`, for `N <= len` bytes; an array of bytes is aligned anywhere.
+            let bytes = unsafe { self.ptr.cast::<[u8; N]>().read_unaligned() };
+            // As in `copy_to`.
+            std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+            bytes
+        })
+    }
+
+    /// Copies `bytes` to the start of the segment; `false`, and nothing is done, where there is no room for all of them.
+    #[inline(always)]
+    pub fn write_array<const N: usize>(&self, bytes: &[u8; N]) -> bool {
+        if (self.len as usize) < N {
+            return false;
+        }
+        // SAFETY: `new`'s contract makes `N <= len` bytes writable; an array of bytes is aligned anywhere.
+        unsafe { self.ptr.cast::<[u8; N]>().write_unaligned(*bytes) };
+        true
+    }
+
     /// Copies bytes from `src` into this segment; as many as both have, which is returned. The two may overlap: a
     /// hostile guest can describe the same memory twice.
     #[inline]
     pub fn copy_from_segment(&self, src: &Segment) -> u32 {
         let n = src.len.min(self.len);
-        // SAFETY: both segments keep `n` bytes mapped by `new`'s contract; `copy` allows overlap.
-        unsafe { std::ptr::copy(src.ptr.as_ptr(), self.ptr.as_ptr(), n as usize) };
+        // SAFETY: both segments keep `n` bytes mapped by `new`'s contract.
+        unsafe { copy_bytes(src.ptr.as_ptr(), self.ptr.as_ptr(), n as usize) };
         n
+    }
+}
+
+/// Copies of up to so many bytes are cheaper in place than by a call.
+const SHORT_COPY: usize = 256;
+
+/// Copies `n` bytes. Where the two overlap, what is written is no more than some bytes of the source.
+///
+/// # Safety
+/// `n` bytes at `src` must be readable and `n` at `dst` writable.
+#[inline(always)]
+unsafe fn copy_bytes(src: *const u8, dst: *mut u8, n: usize) {
+    const BLOCK: usize = 16;
+    type Block = [u8; BLOCK];
+    if !(BLOCK..=SHORT_COPY).contains(&n) {
+        // SAFETY: as the caller promises; `copy` allows overlap.
+        return unsafe { std::ptr::copy(src, dst, n) };
+    }
+    // SAFETY: for `at + 16 <= n`, these bytes are among those that the caller promises.
+    let load = |at: usize| unsafe { src.add(at).cast::<Block>().read_unaligned() };
+    // SAFETY: as above.
+    let store = |at: usize, block: Block| unsafe { dst.add(at).cast::<Block>().write_unaligned(block) };
+    let mut at = 0;
+    while n - at >= 4 * BLOCK {
+        let blocks = [load(at), load(at + BLOCK), load(at + 2 * BLOCK), load(at + 3 * BLOCK)];
+        for (k, block) in blocks.into_iter().enumerate() {
+            store(at + k * BLOCK, block);
+        }
+        at += 4 * BLOCK;
+    }
+    // What is left, from the front and from the end: some bytes twice.
+    let last = n - BLOCK;
+    if n - at > 2 * BLOCK {
+        let blocks = [load(at), load(at + BLOCK), load(last - BLOCK), load(last)];
+        store(at, blocks[0]);
+        store(at + BLOCK, blocks[1]);
+        store(last - BLOCK, blocks[2]);
+        store(last, blocks[3]);
+    } else if n > at {
+        let blocks = [load(at.min(last)), load(last)];
+        store(at.min(last), blocks[0]);
+        store(last, blocks[1]);
     }
 }
 
@@ -211,6 +276,20 @@ impl Burst {
         }
         self.bytes += len;
         self.open = end;
+        true
+    }
+
+    /// Adds a frame of one segment; `false` when the burst is full. No frame may be under construction.
+    #[inline]
+    pub fn push_whole(&mut self, segment: Segment, token: Token, offload: Offload) -> bool {
+        let first = self.open as u16;
+        let len = segment.len;
+        if self.frames.is_full() || self.segments.try_push(segment).is_err() {
+            return false;
+        }
+        self.frames.push(Frame { first, count: 1, len, token, offload });
+        self.bytes += len;
+        self.open += 1;
         true
     }
 

@@ -44,6 +44,16 @@ const UDP_HEADER: u16 = 8;
 #[error("the virtio-net header asks for an offload that cannot be done")]
 pub struct BadHeader;
 
+/// The header before a frame that leaves nothing to be done, in one buffer.
+pub const PLAIN: [u8; LENGTH as usize] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+
+/// Whether a driver's header leaves anything to be done.
+#[inline(always)]
+pub fn asks_for_something(header: &[u8; LENGTH as usize]) -> bool {
+    let &[flags, gso_type, ..] = header;
+    flags & NEEDS_CSUM != 0 || gso_type != GSO_NONE
+}
+
 /// What a driver leaves to be done for a frame of `frame_len` bytes.
 ///
 /// `header` is a private copy. `negotiated` is what may be left. `DATA_VALID` says nothing here: a driver must not set it
@@ -55,7 +65,7 @@ pub fn parse(
     negotiated: &Capabilities,
 ) -> Result<Offload, BadHeader> {
     let &[flags, gso_type, l0, l1, s0, s1, c0, c1, o0, o1, _, _] = header;
-    if flags & NEEDS_CSUM == 0 && gso_type == GSO_NONE {
+    if !asks_for_something(header) {
         return Ok(Offload::NONE);
     }
     let (start, offset) = (u16::from_le_bytes([c0, c1]), u16::from_le_bytes([o0, o1]));

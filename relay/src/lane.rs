@@ -21,6 +21,7 @@ use std::time::Instant;
 
 use pmd::{Burst, Capabilities, Completions, Frames, Receive, ReceiveQueue, Token, Transmit, TransmitQueue};
 
+use crate::cable;
 use crate::counters::{DirectionCounters, DropReason};
 use crate::net::hash;
 use crate::path::{Path, Waiting};
@@ -182,6 +183,13 @@ impl Lane {
         for (source, range) in sources.iter_mut().zip(starts.windows(2)) {
             match &mut paths[range[0]..range[1]] {
                 [path] => {
+                    if path.is_empty()
+                        && let (Source::Guest(from), Sink::Guest(to)) = (&mut *source, &mut sinks[path.sink])
+                        && cable::carry(from, to, counters) > 0
+                    {
+                        busy = true;
+                        continue;
+                    }
                     if path.is_empty() {
                         path.waiting.clear();
                         receive(source, &mut path.waiting.burst, counters);

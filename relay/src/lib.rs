@@ -13,6 +13,7 @@
 //! ```
 
 mod announcement;
+mod cable;
 pub mod counters;
 mod device_control;
 pub mod driver;

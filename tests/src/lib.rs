@@ -1,6 +1,7 @@
 //! Doubles and helpers for tests that need more than one crate.
 
 pub mod answer;
+pub mod bed;
 pub mod device;
 pub mod flows;
 pub mod frames;

@@ -9,7 +9,7 @@
 //!   slot     state: 0 empty, 1 running │ progress │ first │ base                64 bytes, the worker's cache line
 //!            which ring it is about                                             64 bytes
 //!
-//!   progress, one word:  published ── used descriptors that the driver does not see yet ── written ── one more ── writing
+//!   progress, one word:  published ── used descriptors that the driver does not see yet ── written ── being written ── writing
 //! ```
 //!
 //! A slot is true at every instruction: its identity is complete before its state becomes 1, the state is 0 before the
@@ -40,7 +40,7 @@ pub const RINGS: usize = 64;
 const DYING: Duration = Duration::from_millis(200);
 
 const MAGIC: u64 = u64::from_ne_bytes(*b"vfwdring");
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER: usize = 128;
 /// Length of the file in bytes: header and slots, in whole pages of 4 KiB.
 pub const LENGTH: usize = (HEADER + RINGS * size_of::<Slot>()).next_multiple_of(4096);
@@ -98,25 +98,32 @@ pub struct Progress {
     pub published: Position,
     /// All before this are written, but the first, which is held back.
     pub written: Position,
-    /// The one up to here is just being written; the same as `written` if none is.
+    /// Those up to here are just being written; the same as `written` if none is.
     pub writing: Position,
+    /// Between the two is any number of used descriptors, each of a chain of one slot, written in their order. Otherwise it
+    /// is one.
+    pub is_run: bool,
 }
 
 impl Progress {
     fn at(position: Position) -> Self {
-        Self { published: position, written: position, writing: position }
+        Self { published: position, written: position, writing: position, is_run: false }
     }
 
     fn word(self) -> u64 {
-        [self.published, self.written, self.writing]
-            .iter()
-            .enumerate()
-            .fold(0, |word, (n, position)| word | u64::from(position.bits()) << (16 * n))
+        let [a, b, c] =
+            [self.published, self.written, self.writing].map(|position| u64::from(position.bits()));
+        a | b << 16 | c << 32 | u64::from(self.is_run) << 48
     }
 
     fn of(word: u64) -> Self {
         let position = |n: u32| Position::from_bits((word >> (16 * n)) as u16);
-        Self { published: position(0), written: position(1), writing: position(2) }
+        Self {
+            published: position(0),
+            written: position(1),
+            writing: position(2),
+            is_run: word >> 48 & 1 != 0,
+        }
     }
 
     fn is_within(&self, size: u16) -> bool {
@@ -324,7 +331,7 @@ impl RingPosition {
             slot.first.store(first.word(), Ordering::Relaxed);
             // Told before it counts: no matter for another CPU, but for the compiler.
             fence(Ordering::Release);
-            self.progress = Progress { written: next, writing: next, ..self.progress };
+            self.progress = Progress { written: next, writing: next, is_run: false, ..self.progress };
             slot.progress.store(self.progress.word(), Ordering::Relaxed);
         }
     }
@@ -332,10 +339,22 @@ impl RingPosition {
     /// A used descriptor that takes the ring to `next` is about to be written.
     #[inline]
     pub fn write(&mut self, next: Position) {
+        self.write_to(next, false);
+    }
+
+    /// Used descriptors of chains of one slot each are about to be written, in their order, up to `next`.
+    #[inline]
+    pub fn write_run(&mut self, next: Position) {
+        self.write_to(next, true);
+    }
+
+    #[inline]
+    fn write_to(&mut self, next: Position, is_run: bool) {
         if let Some((shared, index)) = &self.place
             && let Some(slot) = shared.slot(*index)
         {
-            self.progress = Progress { written: self.progress.writing, writing: next, ..self.progress };
+            self.progress =
+                Progress { written: self.progress.writing, writing: next, is_run, ..self.progress };
             slot.progress.store(self.progress.word(), Ordering::Relaxed);
             fence(Ordering::Release);
         }
@@ -346,7 +365,7 @@ impl RingPosition {
         if let Some((shared, index)) = &self.place
             && let Some(slot) = shared.slot(*index)
         {
-            self.progress = Progress { published, written: next, writing: next };
+            self.progress = Progress { published, written: next, writing: next, is_run: false };
             slot.progress.store(self.progress.word(), Ordering::Relaxed);
             fence(Ordering::Release);
         }

@@ -39,8 +39,8 @@ use super::positions::{LENGTH, Positions};
 use super::space::AddressSpace;
 use crate::lane::MOST_PAIRS;
 use crate::relay::{GuestStatus, Relay};
+use crate::ring::config::MAX_SIZE;
 use crate::ring::notify::{Call, check_eventfd};
-use crate::ring::split::MAX_SIZE;
 use crate::ring::{RingConfig, RingError};
 
 /// Virtqueues: a receive queue (even) and a transmit queue (odd) for each queue pair.

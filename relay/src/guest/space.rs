@@ -170,6 +170,24 @@ impl Translator {
         self.search(address, len, access)
     }
 
+    /// The mapping that was found last, as far as it may be used for `access`.
+    #[inline]
+    pub fn near(&self, access: Access) -> Near {
+        match self.space.windows.get(self.last) {
+            Some(Window { start, size, place, permission }) if permission.allows(access.permission()) => {
+                Near { start: *start, size: *size, host: place.host }
+            }
+            _ => Near { start: 0, size: 0, host: NonNull::dangling() },
+        }
+    }
+
+    /// Makes the mapping that `address` is in the one that was found last; nothing where there is none.
+    pub fn go_near(&mut self, address: u64) {
+        if let Some((at, _)) = self.space.window(address) {
+            self.last = at;
+        }
+    }
+
     #[cold]
     fn search(&mut self, address: u64, len: u32, access: Access) -> Result<Piece, Stop> {
         if let Some((at, window)) = self.space.window(address)
@@ -185,6 +203,29 @@ impl Translator {
                 Err(Stop::Unmapped)
             }
         }
+    }
+}
+
+/// One mapping of a guest's memory, for looking up many addresses that are likely to be in it. It is only good for as long
+/// as the [`Translator`] that it came from keeps its space.
+#[derive(Clone, Copy, Debug)]
+pub struct Near {
+    start: u64,
+    size: u64,
+    host: NonNull<u8>,
+}
+
+impl Near {
+    /// The `len` bytes at `address`; `None` where there are none, or not all are in this mapping.
+    #[inline(always)]
+    pub fn whole(&self, address: u64, len: u32) -> Option<Segment> {
+        let offset = address.wrapping_sub(self.start);
+        if len == 0 || offset >= self.size || u64::from(len) > self.size - offset {
+            return None;
+        }
+        // SAFETY: `offset + len <= size`, so these bytes are inside the mapping, which lives as long as the translator, and
+        // that outlives what a ring makes of it; no references into it exist.
+        Some(unsafe { Segment::new(self.host.add(offset as usize), len) })
     }
 }
 

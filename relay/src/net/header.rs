@@ -7,7 +7,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
 };
 
-pub use pmd::net_header::{LEGACY_LENGTH, LENGTH, parse, plain, write};
+pub use pmd::net_header::{LEGACY_LENGTH, LENGTH, PLAIN, asks_for_something, parse, plain, write};
 
 /// What a guest that negotiated `features` may leave to the host: `VIRTIO_NET_F_CSUM` and `VIRTIO_NET_F_HOST_*`.
 pub fn left_to_host(features: u64) -> Capabilities {

@@ -5,8 +5,8 @@ use std::ptr::NonNull;
 use pmd::frame::BURST_SEGMENTS;
 
 use super::chain::{Access, DESCRIPTOR_SIZE, Stop};
+use super::config::RingError;
 use super::queue::Piece;
-use super::split::RingError;
 use crate::counters::DropReason;
 use crate::guest::memory::Place;
 use crate::guest::space::{AddressSpace, Translator};

@@ -1,7 +1,7 @@
 //! The device side of a guest's virtio rings.
 //!
 //! [`split`] and [`packed`] know a memory layout each and nothing of Ethernet; what they have in common is the trait
-//! [`queue::Virtqueue`], and what [`chain`], `buffer`, [`event`] and [`notify`] say. [`transmit`] and [`receive`] are the
+//! [`queue::Virtqueue`], and what [`chain`], [`plain`], `buffer`, [`event`] and [`notify`] say. [`transmit`] and [`receive`] are the
 //! two uses that a network device makes of a ring: taking frames out of it, and putting frames into it.
 
 use std::sync::Arc;
@@ -11,18 +11,21 @@ use crate::guest::space::AddressSpace;
 
 mod buffer;
 pub mod chain;
+pub mod config;
 pub mod event;
 pub mod notify;
 pub mod packed;
+pub mod plain;
 pub mod position;
 pub mod queue;
 pub mod receive;
 pub mod split;
 pub mod transmit;
 
+pub use config::{RingConfig, RingError};
 pub use packed::PackedRing;
 pub use receive::ReceiveRing;
-pub use split::{RingConfig, RingError, SplitRing};
+pub use split::SplitRing;
 pub use transmit::TransmitRing;
 
 use notify::Call;

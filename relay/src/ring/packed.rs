@@ -26,18 +26,21 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use pmd::frame::BURST_SEGMENTS;
 
 use super::buffer::{BURST_DESCRIPTORS, Buffer, area, table_entries, table_entry};
 use super::chain::{Access, DESCRIPTOR_SIZE, INDIRECT, NEXT, Stop, WRITE};
+use super::config::{MAX_SIZE, MIN_SIZE, RingConfig, RingError};
 use super::event::{AT_DESCRIPTOR, DISABLE, ENABLE, SUPPRESSION_SIZE, Suppression};
 use super::notify::Call;
-use super::position::Position;
+use super::plain::{PlainChain, PlainChains, WholeBuffers};
+use super::position::{AVAIL, Position, USED};
 use super::queue::{BadIndex, Chain, Piece, Virtqueue, Walked};
-use super::split::{MAX_SIZE, MIN_SIZE, RingConfig, RingError, prefetch};
+use super::split::prefetch;
 use crate::counters::DropReason;
+use crate::guest::dirty_log::DirtyLog;
 use crate::guest::iotlb_miss::MissReporter;
 use crate::guest::positions::{First, Predecessor, Progress, RingPosition};
 use crate::guest::space::{AddressSpace, Translator};
@@ -91,16 +94,58 @@ struct Used {
     len: u32,
 }
 
+impl Used {
+    /// The second half of the descriptor.
+    #[inline]
+    fn half(self) -> u64 {
+        let Self { at, id, len } = self;
+        // The length counts only where the device says that it wrote (2.8.4).
+        let written = if len > 0 { WRITE } else { 0 };
+        PackedDescriptor { addr: 0, len, id, flags: at.used_flags() | written }.halves().1
+    }
+}
+
+/// The descriptors: mapped and 16-aligned, for as long as the ring holds its memory. Slots are below `size`: they come
+/// from a [`Position`], or from counting on from one and starting over at `size`.
+#[derive(Clone, Copy, Debug)]
+struct Slots {
+    descriptors: NonNull<u64>,
+    size: u16,
+}
+
+impl Slots {
+    #[inline(always)]
+    fn at(&self, slot: u16) -> *mut u64 {
+        debug_assert!(slot < self.size);
+        // SAFETY: `slot < size`, and there are `size` descriptors of two words.
+        unsafe { self.descriptors.as_ptr().add(2 * usize::from(slot)) }
+    }
+
+    /// The half with length, id and flags.
+    #[inline(always)]
+    fn second_half(&self, slot: u16) -> &AtomicU64 {
+        // SAFETY: the second word of a descriptor that is there, 8-aligned.
+        unsafe { AtomicU64::from_ptr(self.at(slot).add(1)) }
+    }
+
+    /// Reads a descriptor, its flags first: what its driver wrote before them is visible, if they say so.
+    #[inline(always)]
+    fn descriptor(&self, slot: u16) -> PackedDescriptor {
+        let rest = self.second_half(slot).load(Ordering::Acquire);
+        // SAFETY: the first word of a descriptor that is there.
+        PackedDescriptor::from_halves(unsafe { self.at(slot).read_volatile() }, rest)
+    }
+}
+
 /// One packed ring.
 #[derive(Debug)]
 pub struct PackedRing {
-    descriptors: NonNull<u64>,
+    slots: Slots,
     driver_event: NonNull<u32>,
     device_event: NonNull<u32>,
     /// Guest physical addresses of what is written, for the dirty log.
     descriptors_gpa: u64,
     device_event_gpa: u64,
-    size: u16,
     indirect: bool,
     event_idx: bool,
     /// Where the first chain that was not taken begins.
@@ -125,7 +170,7 @@ pub struct PackedRing {
 
 impl std::fmt::Display for PackedRing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "at slot {} of {}", self.next_used.slot, self.size)
+        write!(f, "at slot {} of {}", self.next_used.slot, self.slots.size)
     }
 }
 
@@ -155,12 +200,11 @@ impl PackedRing {
         let device_event = area(space, "device event suppression", device_event, SUPPRESSION_SIZE)?;
         let next = Self::position_of(config.base, size)?;
         Ok(Self {
-            descriptors: descriptors.host.cast(),
+            slots: Slots { descriptors: descriptors.host.cast(), size },
             descriptors_gpa: descriptors.gpa,
             driver_event: driver_event.host.cast(),
             device_event: device_event.host.cast(),
             device_event_gpa: device_event.gpa,
-            size,
             indirect: config.indirect,
             event_idx: config.event_idx,
             next_avail: next,
@@ -197,7 +241,7 @@ impl PackedRing {
 
     /// Number of descriptors.
     pub fn size(&self) -> u16 {
-        self.size
+        self.slots.size
     }
 
     /// Where the ring stands, as a front end wants to know it to go on elsewhere: the available position in the lower
@@ -237,17 +281,21 @@ impl PackedRing {
     ///                                                                          goes on here
     /// ```
     pub fn recover(&mut self, predecessor: &Predecessor, receives: bool) -> bool {
-        let Progress { published, written, writing } = predecessor.progress;
-        if [published, written, writing].iter().any(|position| position.slot >= self.size) {
+        let Progress { published, written, writing, is_run } = predecessor.progress;
+        if [published, written, writing].iter().any(|position| position.slot >= self.slots.size) {
             return false;
         }
         // Otherwise nothing was written, or the driver sees it already.
         let is_held_back =
-            writing != published && published.is_available(self.descriptor(published.slot).flags);
+            writing != published && published.is_available(self.slots.descriptor(published.slot).flags);
         // Stored before it was written, so a look is needed. Not where the driver sees the burst, which is whole then and
         // whose slots it may have used again.
-        let is_written = || written.is_used(self.descriptor(written.slot).flags);
-        let end = if is_held_back && !is_written() { written } else { writing };
+        let is_written = || written.is_used(self.slots.descriptor(written.slot).flags);
+        let end = match is_held_back {
+            true if is_run => self.end_of_run(written, writing),
+            true if !is_written() => written,
+            _ => writing,
+        };
         // In a burst of a whole lap, the slot to go on at is the one that was held back.
         let whole_lap = is_held_back && end.slot == published.slot;
         // A burst that is held back says nothing of the lap that it begins, and a long one has written over what was before.
@@ -264,13 +312,22 @@ impl PackedRing {
         true
     }
 
+    /// Where the chains of one slot end that were written from `from` on, `to` at most.
+    fn end_of_run(&self, from: Position, to: Position) -> Position {
+        let mut at = from;
+        while at != to && at.is_used(self.slots.descriptor(at.slot).flags) {
+            at = at.next(self.slots.size);
+        }
+        at
+    }
+
     /// Whether the slot at `at` looks as one that nothing was taken from.
     fn may_go_on_at(&self, at: Position, receives: bool) -> bool {
         if at == Position::START {
             return true;
         }
         let before = Position { wrap: !at.wrap, ..at };
-        let flags = self.descriptor(at.slot).flags;
+        let flags = self.slots.descriptor(at.slot).flags;
         let inside_a_chain = !receives && before.is_available(flags);
         at.is_available(flags) || before.is_used(flags) || inside_a_chain
     }
@@ -281,9 +338,9 @@ impl PackedRing {
             return true;
         }
         let was_used = |back| {
-            let earlier = at.retreated(back, self.size);
+            let earlier = at.retreated(back, self.slots.size);
             let again = Position { wrap: !earlier.wrap, ..earlier };
-            let flags = self.descriptor(earlier.slot).flags;
+            let flags = self.slots.descriptor(earlier.slot).flags;
             earlier.is_used(flags) || again.is_available(flags)
         };
         // The chain that was used last began in this lap, unless the lap has only begun.
@@ -296,10 +353,10 @@ impl PackedRing {
         // Then all of this lap is the end of one chain. Memory that nobody has used yet looks used in every second lap, so
         // that the lap before says nothing by itself.
         let ends_here = (0..at.slot).all(|slot| {
-            let flags = self.descriptor(slot).flags;
+            let flags = self.slots.descriptor(slot).flags;
             Position { slot, ..at }.is_available(flags) && (flags & NEXT == 0) == (slot + 1 == at.slot)
         });
-        ends_here && (at.slot + 1..=self.size.min(BURST_SEGMENTS as u16)).any(was_used)
+        ends_here && (at.slot + 1..=self.slots.size.min(BURST_SEGMENTS as u16)).any(was_used)
     }
 
     /// Whether the driver made a chain available that has no end: nothing is taken from this ring any more.
@@ -339,30 +396,15 @@ impl PackedRing {
     /// Whether a chain waits. What the driver wrote into it before is visible then.
     #[inline]
     fn chain_waits(&self) -> bool {
-        if self.in_flight == self.size || self.broken {
+        if self.in_flight == self.slots.size || self.broken {
             return false;
         }
-        debug_assert!(self.next_avail.slot < self.size);
-        // SAFETY: `slot < size`, and the ring has `size` 16-byte descriptors, 16-aligned (`new`); the flags are the last
-        // of the 16-bit fields of a descriptor.
-        let flags = unsafe {
-            let at = self.descriptors.as_ptr().add(2 * usize::from(self.next_avail.slot));
-            AtomicU16::from_ptr(at.cast::<u16>().add(7))
-        };
-        self.next_avail.is_available(u16::from_le(flags.load(Ordering::Acquire)))
-    }
-
-    /// Reads a descriptor.
-    #[inline]
-    fn descriptor(&self, slot: u16) -> PackedDescriptor {
-        debug_assert!(slot < self.size);
-        // SAFETY: `slot < size`: it comes from a position or from counting on from one and starting over at `size`. The
-        // ring has `size` 16-byte descriptors.
-        let (addr, rest) = unsafe {
-            let at = self.descriptors.as_ptr().add(2 * usize::from(slot));
-            (at.read_volatile(), at.add(1).read_volatile())
-        };
-        PackedDescriptor::from_halves(addr, rest)
+        let flags = PackedDescriptor::from_halves(
+            0,
+            self.slots.second_half(self.next_avail.slot).load(Ordering::Acquire),
+        )
+        .flags;
+        self.next_avail.is_available(flags)
     }
 
     /// Visits what one descriptor of a chain stands for; `alone` if the chain has no other.
@@ -413,18 +455,19 @@ impl PackedRing {
     /// One aligned store, so that nobody who sees the flags misses the id or the length.
     #[inline]
     fn write_used(&mut self, used: Used) {
-        let Used { at, id, len } = used;
-        // The length counts only where the device says that it wrote (2.8.4).
-        let written = if len > 0 { WRITE } else { 0 };
-        let (_, rest) = PackedDescriptor { addr: 0, len, id, flags: at.used_flags() | written }.halves();
-        debug_assert!(at.slot < self.size);
-        // SAFETY: `slot < size`, and the ring has `size` 16-byte descriptors, 16-aligned (`new`); the second half of one
-        // is 8-aligned.
-        let half =
-            unsafe { AtomicU64::from_ptr(self.descriptors.as_ptr().add(2 * usize::from(at.slot) + 1)) };
-        half.store(rest, Ordering::Relaxed);
+        self.slots.second_half(used.at.slot).store(used.half(), Ordering::Relaxed);
         if let Some(log) = self.memory.space().log() {
-            log.mark(self.descriptors_gpa + DESCRIPTOR_SIZE as u64 * u64::from(at.slot) + 8, 8);
+            self.log_run(log, used.at, 1);
+        }
+    }
+
+    /// Marks `n` descriptors from `begin` on, which were written.
+    #[cold]
+    fn log_run(&self, log: &DirtyLog, begin: Position, n: u16) {
+        let whole = n.min(self.slots.size - begin.slot);
+        for (slot, n) in [(begin.slot, whole), (0, n - whole)] {
+            let size = DESCRIPTOR_SIZE as u32;
+            log.mark(self.descriptors_gpa + u64::from(slot) * u64::from(size), u32::from(n) * size);
         }
     }
 
@@ -460,7 +503,7 @@ impl PackedRing {
     #[inline]
     fn is_asked(&mut self) -> bool {
         let before = self.decided.replace(self.next_used);
-        self.driver_event().wants(self.event_idx, before, self.next_used, self.size)
+        self.driver_event().wants(self.event_idx, before, self.next_used, self.slots.size)
     }
 }
 
@@ -476,11 +519,10 @@ impl Virtqueue for PackedRing {
         // What is not available yet the driver is about to write: its cache lines are better left with it.
         if self.chain_waits() {
             let mut slot = self.next_avail.slot;
-            for _ in 0..wanted.min(self.size).div_ceil(PER_LINE) {
-                // SAFETY: `slot < size`; a prefetch reads nothing anyway.
-                prefetch(unsafe { self.descriptors.as_ptr().add(2 * usize::from(slot)) }.cast());
+            for _ in 0..wanted.min(self.slots.size).div_ceil(PER_LINE) {
+                prefetch(self.slots.at(slot).cast());
                 slot += PER_LINE;
-                if slot >= self.size {
+                if slot >= self.slots.size {
                     slot = 0;
                 }
             }
@@ -494,6 +536,46 @@ impl Virtqueue for PackedRing {
     }
 
     #[inline]
+    fn plain_chains(&mut self, access: Access, wanted: usize, found: &mut PlainChains) -> bool {
+        if self.broken {
+            return false;
+        }
+        let wanted = (wanted.min(found.remaining_capacity()) as u16).min(self.slots.size - self.in_flight);
+        let direction = if access == Access::Write { WRITE } else { 0 };
+        let slots = self.slots;
+        let mut buffers = WholeBuffers::new(&mut self.memory, access);
+        let mut at = self.next_avail;
+        let mut n = 0;
+        let mut is_other = false;
+        while n < wanted {
+            let PackedDescriptor { addr, len, id, flags } = slots.descriptor(at.slot);
+            if flags & (AVAIL | USED | NEXT | INDIRECT | WRITE) != at.available_flags() | direction {
+                is_other = at.is_available(flags);
+                break;
+            }
+            let Some(segment) = buffers.find(addr, len) else {
+                is_other = true;
+                break;
+            };
+            if found.try_push(PlainChain { segment, id }).is_err() {
+                break;
+            }
+            at = at.next(slots.size);
+            n += 1;
+        }
+        self.visited = self.visited.saturating_add(u32::from(n));
+        is_other
+    }
+
+    #[inline]
+    fn take_plain(&mut self, n: u16) {
+        debug_assert!(n <= self.slots.size - self.in_flight, "{n} chains did not wait");
+        let n = n.min(self.slots.size - self.in_flight);
+        self.in_flight += n;
+        self.next_avail = self.next_avail.advanced(n, self.slots.size);
+    }
+
+    #[inline]
     fn next_chain(
         &mut self,
         access: Access,
@@ -502,12 +584,12 @@ impl Virtqueue for PackedRing {
         if !self.chain_waits() {
             return None;
         }
-        let limit = (self.size - self.in_flight).min(BURST_SEGMENTS as u16);
+        let limit = (self.slots.size - self.in_flight).min(BURST_SEGMENTS as u16);
         let mut slot = self.next_avail.slot;
         let mut walked = Ok(());
         for slots in 1..=limit {
             self.visited = self.visited.saturating_add(1);
-            let descriptor = self.descriptor(slot);
+            let descriptor = self.slots.descriptor(slot);
             let last = descriptor.flags & NEXT == 0;
             // The id stands at the end, so the walk goes there even if nothing more is to be visited.
             if walked.is_ok() {
@@ -517,7 +599,7 @@ impl Virtqueue for PackedRing {
                 return Some((Chain { id: descriptor.id, slots }, walked));
             }
             slot += 1;
-            if slot == self.size {
+            if slot == self.slots.size {
                 slot = 0;
             }
         }
@@ -527,11 +609,11 @@ impl Virtqueue for PackedRing {
     /// Taking the chain without slots that stands for one without an end breaks the ring.
     #[inline]
     fn take(&mut self, chain: Chain) {
-        debug_assert!(chain.slots <= self.size - self.in_flight, "{chain:?} did not wait");
-        let slots = chain.slots.min(self.size - self.in_flight);
+        debug_assert!(chain.slots <= self.slots.size - self.in_flight, "{chain:?} did not wait");
+        let slots = chain.slots.min(self.slots.size - self.in_flight);
         self.broken |= chain.slots == 0;
         self.in_flight += slots;
-        self.next_avail = self.next_avail.advanced(slots, self.size);
+        self.next_avail = self.next_avail.advanced(slots, self.slots.size);
     }
 
     #[inline]
@@ -539,7 +621,7 @@ impl Virtqueue for PackedRing {
         debug_assert!(slots <= self.in_flight, "{slots} slots are not in flight");
         let slots = slots.min(self.in_flight);
         self.in_flight -= slots;
-        self.next_avail = self.next_avail.retreated(slots, self.size);
+        self.next_avail = self.next_avail.retreated(slots, self.slots.size);
     }
 
     /// A chain without an end is not completed: its id is not known.
@@ -552,13 +634,39 @@ impl Virtqueue for PackedRing {
         }
         let used = Used { at: self.next_used, id: chain.id, len };
         self.in_flight -= slots;
-        self.next_used = self.next_used.advanced(slots, self.size);
+        self.next_used = self.next_used.advanced(slots, self.slots.size);
         if self.first.is_none() {
             self.position.hold(First { id: chain.id, len }, self.next_used);
             self.first = Some(used);
         } else {
             self.position.write(self.next_used);
             self.write_used(used);
+        }
+    }
+
+    #[inline]
+    fn complete_run(&mut self, mut run: impl ExactSizeIterator<Item = (u16, u32)>) {
+        if self.first.is_none()
+            && let Some((id, len)) = run.next()
+        {
+            self.complete(Chain { id, slots: 1 }, len);
+        }
+        debug_assert!(run.len() <= usize::from(self.in_flight), "more than is in flight");
+        let n = run.len().min(usize::from(self.in_flight)) as u16;
+        if n == 0 {
+            return;
+        }
+        let begin = self.next_used;
+        self.in_flight -= n;
+        self.next_used = begin.advanced(n, self.slots.size);
+        self.position.write_run(self.next_used);
+        let (slots, mut at) = (self.slots, begin);
+        for (id, len) in run.take(usize::from(n)) {
+            slots.second_half(at.slot).store(Used { at, id, len }.half(), Ordering::Relaxed);
+            at = at.next(slots.size);
+        }
+        if let Some(log) = self.memory.space().log() {
+            self.log_run(log, begin, n);
         }
     }
 

@@ -50,6 +50,13 @@ impl Position {
         }
     }
 
+    /// The next position in a ring of `size`.
+    #[inline]
+    pub fn next(self, size: u16) -> Self {
+        let slot = self.slot + 1;
+        if slot == size { Self { slot: 0, wrap: !self.wrap } } else { Self { slot, ..self } }
+    }
+
     /// The position `slots` further back in a ring of `size`; neither `slots` nor this slot may be more than that.
     #[inline]
     pub fn retreated(self, slots: u16, size: u16) -> Self {
@@ -107,6 +114,7 @@ mod tests {
                 wrap: (n / u32::from(size)).is_multiple_of(2),
             };
             for n in 0..2 * u32::from(size) {
+                assert_eq!(on_the_line(n).next(size), on_the_line(n + 1));
                 for step in 0..=size {
                     let (from, to) = (on_the_line(n), on_the_line(n + u32::from(step)));
                     assert_eq!(from.advanced(step, size), to);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use pmd::{Segment, Token};
 
 use super::chain::{Access, Stop};
+use super::plain::PlainChains;
 use crate::guest::space::AddressSpace;
 
 /// A chain of descriptors, as its ring knows it.
@@ -77,6 +78,15 @@ pub trait Virtqueue {
     /// does.
     fn is_exhausted(&self) -> bool;
 
+    /// Looks at the chains that wait, from the first on, and adds them to `found` while they are plain (see
+    /// [`PlainChains`]); at most `wanted` of them, and as many as it has room for. They go on waiting until
+    /// [`take_plain`](Self::take_plain). Returns whether it ended at a chain that is one for
+    /// [`next_chain`](Self::next_chain).
+    fn plain_chains(&mut self, access: Access, wanted: usize, found: &mut PlainChains) -> bool;
+
+    /// Marks the first `n` chains that [`plain_chains`](Self::plain_chains) found last as taken.
+    fn take_plain(&mut self, n: u16);
+
     /// Visits the buffers of the first chain that waits, cut where mappings end; empty buffers are left out. `None`
     /// when no chain waits. The chain goes on waiting until [`take`](Self::take).
     ///
@@ -94,6 +104,9 @@ pub trait Virtqueue {
     /// Writes a used entry: `chain` is done and `len` bytes of it were written. The driver sees it after
     /// [`publish`](Self::publish).
     fn complete(&mut self, chain: Chain, len: u32);
+
+    /// [Completes](Self::complete) chains of one slot each: their ids, and the bytes written.
+    fn complete_run(&mut self, run: impl ExactSizeIterator<Item = (u16, u32)>);
 
     /// Lets the driver see all completed chains and interrupts it if it wants that; returns whether it was.
     fn publish(&mut self) -> bool;

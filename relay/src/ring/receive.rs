@@ -8,7 +8,9 @@ use pmd::{Capabilities, Checksum, Frame, Frames, Offload, Segment};
 
 use super::Ring;
 use super::chain::{Access, Stop};
+use super::plain::PlainChains;
 use super::queue::{Chain, Virtqueue};
+use super::transmit::RawHeader;
 use super::with_ring;
 use crate::counters::{DirectionCounters, DropReason};
 use crate::guest::dirty_log::DirtyLog;
@@ -26,6 +28,44 @@ pub struct ReceiveRules {
     pub mergeable: bool,
     /// What frames may leave to the guest.
     pub offloads: Capabilities,
+}
+
+impl ReceiveRules {
+    /// The header before a frame that leaves `offload` and is spread over so many buffers.
+    #[inline]
+    fn header_of(&self, offload: &Offload, buffers: u16) -> RawHeader {
+        // Nothing that a guest would look at which did not ask for it.
+        if *offload == Offload::NONE || offload.checksum == Checksum::Valid && !self.offloads.checksum {
+            return header::plain(buffers);
+        }
+        header::write(offload, buffers)
+    }
+
+    /// Copies a frame in one piece into `buffer`, behind its header; `false`, and nothing is done, where it does not fit.
+    #[inline]
+    pub(crate) fn put(&self, offload: &Offload, frame: &Segment, buffer: &Segment) -> bool {
+        self.put_behind(&self.header_of(offload, 1), frame, buffer)
+    }
+
+    /// The same for a frame that leaves nothing to be done.
+    #[inline(always)]
+    pub(crate) fn put_plain(&self, frame: &Segment, buffer: &Segment) -> bool {
+        self.put_behind(&header::PLAIN, frame, buffer)
+    }
+
+    #[inline(always)]
+    fn put_behind(&self, header: &RawHeader, frame: &Segment, buffer: &Segment) -> bool {
+        if self.header + frame.len() > buffer.len() {
+            return false;
+        }
+        if self.header == header::LENGTH {
+            buffer.write_array(header);
+        } else {
+            buffer.copy_from(&header[..self.header as usize]);
+        }
+        buffer.part(self.header, u32::MAX).copy_from_segment(frame);
+        true
+    }
 }
 
 /// A receive queue of a guest (virtqueue 0, 2, 4 …).
@@ -74,6 +114,12 @@ impl ReceiveRing {
         &mut self.ring
     }
 
+    /// The ring and its rules.
+    #[inline]
+    pub(crate) fn parts(&mut self) -> (&mut Ring, &ReceiveRules) {
+        (&mut self.ring, &self.rules)
+    }
+
     /// Copies frames into the guest, in order, until one finds no room; returns how many it is done with (delivered or
     /// dropped with a reason).
     pub fn deliver(&mut self, frames: Frames<'_>, counters: &DirectionCounters) -> usize {
@@ -112,7 +158,14 @@ fn deliver(
     let space = ring.space().log().is_some().then(|| Arc::clone(ring.space()));
     let log = space.as_ref().and_then(|space| space.log());
     let (mut done, mut delivered, mut bytes) = (0, 0, 0);
-    for (frame, segments) in frames.iter() {
+    loop {
+        if log.is_none() {
+            let (n, sum) = deliver_plain(ring, rules, frames.skip(done));
+            done += n;
+            delivered += n as u64;
+            bytes += sum;
+        }
+        let Some((frame, segments)) = frames.skip(done).iter().next() else { break };
         // After one frame at least: what waits must get on.
         if done > 0 && ring.is_exhausted() {
             break;
@@ -134,6 +187,34 @@ fn deliver(
     counters.tx_frames.add(delivered);
     counters.tx_bytes.add(bytes);
     done
+}
+
+/// Delivers the first of `frames`, for as long as they are in one piece and a plain chain has room for one; returns how
+/// many that were, and their bytes.
+#[inline]
+fn deliver_plain(ring: &mut impl Virtqueue, rules: &ReceiveRules, frames: Frames<'_>) -> (usize, u64) {
+    let mut found = PlainChains::new();
+    ring.plain_chains(Access::Write, frames.len(), &mut found);
+    let mut bytes = 0;
+    let mut n = 0;
+    for ((frame, segments), plain) in frames.iter().zip(&found) {
+        let [source] = segments else { break };
+        let offload = frame.offload();
+        let fits = if *offload == Offload::NONE {
+            rules.put_plain(source, &plain.segment)
+        } else {
+            rules.put(offload, source, &plain.segment)
+        };
+        if !fits {
+            break;
+        }
+        bytes += u64::from(frame.len());
+        n += 1;
+    }
+    ring.take_plain(n as u16);
+    let lengths = frames.iter().map(|(frame, _)| rules.header + frame.len());
+    ring.complete_run(found[..n].iter().zip(lengths).map(|(plain, len)| (plain.id, len)));
+    (n, bytes)
 }
 
 #[inline]
@@ -206,12 +287,7 @@ fn deliver_one(
         left -= written;
     }
     let buffers = if rules.mergeable { chains.len() as u16 } else { 1 };
-    let offload = match frame.offload().checksum {
-        // Nothing that a guest would look at which did not ask for it.
-        Checksum::Valid if !rules.offloads.checksum => &Offload::NONE,
-        _ => frame.offload(),
-    };
-    let header = header::write(offload, buffers);
+    let header = rules.header_of(frame.offload(), buffers);
     header::scatter(&header[..rules.header as usize], &copy.header);
     if let Some(log) = log {
         // Once more: this was written after they were marked.

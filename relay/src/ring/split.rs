@@ -17,12 +17,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use pmd::frame::BURST_SEGMENTS;
-use thiserror::Error;
 
 use super::buffer::{BURST_DESCRIPTORS, area, table_entries, table_entry};
-use super::chain::{Access, Descriptor, INDIRECT, NEXT, Stop};
+use super::chain::{Access, Descriptor, INDIRECT, NEXT, Stop, WRITE};
+use super::config::{MAX_SIZE, MIN_SIZE, RingConfig, RingError};
 use super::event::need_event;
 use super::notify::Call;
+use super::plain::{PlainChain, PlainChains, WholeBuffers};
 use super::queue::{BadIndex, Chain, Piece, Virtqueue, Walked};
 use crate::counters::DropReason;
 use crate::guest::dirty_log::DirtyLog;
@@ -30,93 +31,51 @@ use crate::guest::iotlb_miss::MissReporter;
 use crate::guest::space::{AddressSpace, Translator};
 use crate::handshake;
 
-/// Largest ring (virtio 1.3, 2.7).
-pub const MAX_SIZE: u16 = 32768;
-/// Smallest ring that is of use.
-pub const MIN_SIZE: u16 = 2;
-
 /// `VIRTQ_USED_F_NO_NOTIFY`: the device polls, the driver need not kick (2.7.10).
 const USED_NO_NOTIFY: u16 = 1;
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver polls, the device need not interrupt (2.7.7).
 const AVAIL_NO_INTERRUPT: u16 = 1;
 
-/// Where a ring of either layout is, as a front end says it: by user addresses, or behind a virtual IOMMU by addresses
-/// that are translated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RingConfig {
-    /// Number of descriptors, from 2 to 32768; for a split ring a power of two.
-    pub size: u16,
-    /// Address of the descriptors.
-    pub descriptors: u64,
-    /// Address of the available ring, or of a packed ring's event suppression structure that the driver writes.
-    pub available: u64,
-    /// Address of the used ring, or of the one that the device writes.
-    pub used: u64,
-    /// Where the ring stands, in the format of `VHOST_USER_SET_VRING_BASE`.
-    pub base: u32,
-    /// Whether indirect descriptors were negotiated.
-    pub indirect: bool,
-    /// Whether `VIRTIO_F_EVENT_IDX` was negotiated.
-    pub event_idx: bool,
+/// Where the three areas are: mapped, aligned and as long as `size` wants, for as long as the ring holds its memory.
+#[derive(Clone, Copy, Debug)]
+struct Areas {
+    descriptors: NonNull<u64>,
+    available: NonNull<u16>,
+    used: NonNull<u16>,
+    /// A power of two.
+    size: u16,
 }
 
-impl RingConfig {
-    /// The areas of the ring: address and length in bytes of each.
-    pub fn areas(&self, packed: bool) -> [(u64, u64); 3] {
-        let entries = u64::from(self.size);
-        // Those of a split ring end in the event fields (virtio 1.3, 2.7.2): they are part of it whether negotiated or
-        // not. Beside a packed ring are two event suppression structures (2.8.10).
-        let (available, used) = if packed { (4, 4) } else { (6 + 2 * entries, 6 + 8 * entries) };
-        [(self.descriptors, 16 * entries), (self.available, available), (self.used, used)]
+impl Areas {
+    /// The head in slot `index` of the available ring, which starts over at its end.
+    #[inline(always)]
+    fn head(&self, index: u16) -> u16 {
+        let slot = usize::from(index & (self.size - 1));
+        // SAFETY: `slot < size`, and the ring of heads begins after two 16-bit fields.
+        u16::from_le(unsafe { self.available.as_ptr().add(2 + slot).read_volatile() })
     }
-}
 
-/// Why a ring cannot be started.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum RingError {
-    /// Size of a split ring is no power of two from 2 to 32768.
-    #[error("ring size {0} is not a power of two from {MIN_SIZE} to {MAX_SIZE}")]
-    Size(u16),
-    /// Size of a packed ring is not from 2 to 32768.
-    #[error("packed ring size {0} is not from {MIN_SIZE} to {MAX_SIZE}")]
-    PackedSize(u16),
-    /// The base of a packed ring is outside it.
-    #[error("a ring of {size} descriptors cannot go on from base {base:#x}")]
-    Base {
-        /// As the front end said it.
-        base: u32,
-        /// Number of descriptors.
-        size: u16,
-    },
-    /// One of the three areas is misaligned.
-    #[error("the {area} at {address:#x} is not aligned to {alignment} bytes")]
-    Alignment {
-        /// Which area.
-        area: &'static str,
-        /// As the front end said it.
-        address: u64,
-        /// Bytes.
-        alignment: u64,
-    },
-    /// One of the three areas does not lie within one memory region.
-    #[error("the {area} at {address:#x} is not inside a memory region")]
-    OutsideMemory {
-        /// Which area.
-        area: &'static str,
-        /// As the front end said it.
-        address: u64,
-    },
+    /// Descriptor `index`; `None` when the table has no such one.
+    #[inline(always)]
+    fn descriptor(&self, index: u16) -> Option<Descriptor> {
+        if index >= self.size {
+            return None;
+        }
+        // SAFETY: `index < size`, and the table has `size` 16-byte entries.
+        let (addr, rest) = unsafe {
+            let at = self.descriptors.as_ptr().add(2 * usize::from(index));
+            (at.read_volatile(), at.add(1).read_volatile())
+        };
+        Some(Descriptor::from_halves(addr, rest))
+    }
 }
 
 /// One split ring.
 #[derive(Debug)]
 pub struct SplitRing {
-    descriptors: NonNull<u64>,
-    available: NonNull<u16>,
-    used: NonNull<u16>,
+    areas: Areas,
     /// Guest physical address of the used ring, for the dirty log.
     used_gpa: u64,
-    size: u16,
     indirect: bool,
     event_idx: bool,
     /// First slot of the available ring that has not been taken.
@@ -156,11 +115,13 @@ impl SplitRing {
         let used = area(space, "used ring", used, 4)?;
         let base = config.base as u16;
         let mut ring = Self {
-            descriptors: descriptors.host.cast(),
-            available: available.host.cast(),
-            used: used.host.cast(),
+            areas: Areas {
+                descriptors: descriptors.host.cast(),
+                available: available.host.cast(),
+                used: used.host.cast(),
+                size,
+            },
             used_gpa: used.gpa,
-            size,
             indirect: config.indirect,
             event_idx: config.event_idx,
             next_avail: base,
@@ -185,7 +146,7 @@ impl SplitRing {
 
     /// Number of descriptors.
     pub fn size(&self) -> u16 {
-        self.size
+        self.areas.size
     }
 
     /// Where the ring stands, in the format of `VHOST_USER_GET_VRING_BASE`: the first available slot that has not been
@@ -216,14 +177,16 @@ impl SplitRing {
             // An index that lies behind: the driver passes it once in 65536 chains.
             let event = self.next_avail.wrapping_sub(1).to_le();
             // SAFETY: `used` points to 6 + 8 * size mapped bytes, checked in `new`; the event index stands at their end.
-            unsafe { self.used.as_ptr().add(2 + 4 * usize::from(self.size)).write_volatile(event) };
+            unsafe {
+                self.areas.used.as_ptr().add(2 + 4 * usize::from(self.areas.size)).write_volatile(event)
+            };
         }
         let flags = if self.event_idx { 0 } else { USED_NO_NOTIFY };
         // SAFETY: as above; the flags stand at the beginning.
-        unsafe { self.used.as_ptr().write_volatile(flags.to_le()) };
+        unsafe { self.areas.used.as_ptr().write_volatile(flags.to_le()) };
         if let Some(log) = self.memory.space().log() {
             log.mark(self.used_gpa, 2);
-            log.mark(self.used_gpa + 4 + 8 * u64::from(self.size), 2);
+            log.mark(self.used_gpa + 4 + 8 * u64::from(self.areas.size), 2);
         }
     }
 
@@ -237,10 +200,10 @@ impl SplitRing {
         }
         // SAFETY: `available` points to 6 + 2 * size mapped bytes, 2-aligned, both checked in `new`; the index is its
         // second field.
-        let index = unsafe { AtomicU16::from_ptr(self.available.as_ptr().add(1)) };
+        let index = unsafe { AtomicU16::from_ptr(self.areas.available.as_ptr().add(1)) };
         let index = u16::from_le(index.load(Ordering::Acquire));
         let waiting = index.wrapping_sub(self.next_avail);
-        if waiting > self.size {
+        if waiting > self.areas.size {
             return Err(BadIndex);
         }
         self.seen_avail = index;
@@ -249,19 +212,17 @@ impl SplitRing {
 
     /// The head of the chain `ahead` slots after the first that waits; only for `ahead` below what
     /// [`available`](Self::available) returned.
-    #[inline]
+    #[inline(always)]
     fn head(&self, ahead: u16) -> u16 {
-        let slot = usize::from(self.next_avail.wrapping_add(ahead) & (self.size - 1));
-        // SAFETY: `slot < size`, and the ring array begins after two 16-bit fields.
-        u16::from_le(unsafe { self.available.as_ptr().add(2 + slot).read_volatile() })
+        self.areas.head(self.next_avail.wrapping_add(ahead))
     }
 
     /// Asks the processor for the descriptor of `head`, which will be walked soon.
     #[inline]
     fn prefetch(&self, head: u16) {
-        let slot = usize::from(head & (self.size - 1));
+        let slot = usize::from(head & (self.areas.size - 1));
         // SAFETY: `slot < size`; a prefetch reads nothing anyway.
-        prefetch(unsafe { self.descriptors.as_ptr().add(2 * slot) }.cast());
+        prefetch(unsafe { self.areas.descriptors.as_ptr().add(2 * slot) }.cast());
     }
 
     /// Visits the buffers of the chain at `head`. The walk ends after at most as many descriptors as the ring has, so a
@@ -275,12 +236,9 @@ impl SplitRing {
     ) -> Result<(), Stop> {
         let mut index = head;
         // No longer than the ring (2.7.5), nor than what can be handled together.
-        for _ in 0..self.size.min(BURST_SEGMENTS as u16) {
+        for _ in 0..self.areas.size.min(BURST_SEGMENTS as u16) {
             self.visited = self.visited.saturating_add(1);
-            if index >= self.size {
-                return Err(DropReason::BadDescriptorIndex.into());
-            }
-            let descriptor = self.descriptor(index);
+            let descriptor = self.areas.descriptor(index).ok_or(DropReason::BadDescriptorIndex)?;
             if descriptor.flags & INDIRECT != 0 {
                 return self.walk_indirect(descriptor, access, visit);
             }
@@ -325,17 +283,6 @@ impl SplitRing {
         Err(DropReason::ChainTooLong.into())
     }
 
-    #[inline]
-    fn descriptor(&self, index: u16) -> Descriptor {
-        debug_assert!(index < self.size);
-        // SAFETY: `index < size` (checked by the caller), and the table has `size` 16-byte entries.
-        let (addr, rest) = unsafe {
-            let at = self.descriptors.as_ptr().add(2 * usize::from(index));
-            (at.read_volatile(), at.add(1).read_volatile())
-        };
-        Descriptor::from_halves(addr, rest)
-    }
-
     /// Lets the driver see all completed chains.
     #[inline]
     fn release(&mut self) {
@@ -352,9 +299,9 @@ impl SplitRing {
     /// Marks the entries that are being published, and the index with them.
     #[cold]
     fn log_used(&self, log: &DirtyLog, done: u16) {
-        let first = self.published & (self.size - 1);
-        let whole = done.min(self.size - first);
-        for (slot, n) in [(first, whole), (0, done.min(self.size) - whole)] {
+        let first = self.published & (self.areas.size - 1);
+        let whole = done.min(self.areas.size - first);
+        for (slot, n) in [(first, whole), (0, done.min(self.areas.size) - whole)] {
             log.mark(self.used_gpa + 4 + 8 * u64::from(slot), 8 * u32::from(n));
         }
         log.mark(self.used_gpa, 4);
@@ -363,10 +310,10 @@ impl SplitRing {
     /// Whether the driver is to be told of what was released since this was decided last.
     #[inline]
     fn is_asked(&mut self) -> bool {
-        let offset = if self.event_idx { 2 + usize::from(self.size) } else { 0 };
+        let offset = if self.event_idx { 2 + usize::from(self.areas.size) } else { 0 };
         // SAFETY: the flags are the first field of the available ring, whose 6 + 2 * size bytes are mapped (`new`); the
         // event index is its last.
-        let word = u16::from_le(unsafe { self.available.as_ptr().add(offset).read_volatile() });
+        let word = u16::from_le(unsafe { self.areas.available.as_ptr().add(offset).read_volatile() });
         match (self.event_idx, self.decided.replace(self.published)) {
             (false, _) => word & AVAIL_NO_INTERRUPT == 0,
             (true, Some(before)) => need_event(word, self.published, before),
@@ -378,7 +325,7 @@ impl SplitRing {
     #[inline]
     fn used_index(&self) -> &AtomicU16 {
         // SAFETY: the index is the second 16-bit field of the used ring, which is 4-aligned and mapped (`new`).
-        unsafe { AtomicU16::from_ptr(self.used.as_ptr().add(1)) }
+        unsafe { AtomicU16::from_ptr(self.areas.used.as_ptr().add(1)) }
     }
 }
 
@@ -404,6 +351,35 @@ impl Virtqueue for SplitRing {
     }
 
     #[inline]
+    fn plain_chains(&mut self, access: Access, wanted: usize, found: &mut PlainChains) -> bool {
+        let Ok(waiting) = self.available(1) else { return false };
+        let waiting = waiting.min(wanted.min(found.remaining_capacity()) as u16);
+        let direction = if access == Access::Write { WRITE } else { 0 };
+        let areas = self.areas;
+        let mut buffers = WholeBuffers::new(&mut self.memory, access);
+        let mut n = 0;
+        while n < waiting {
+            let id = areas.head(self.next_avail.wrapping_add(n));
+            let Some(Descriptor { addr, len, flags, .. }) = areas.descriptor(id) else { break };
+            if flags & (NEXT | INDIRECT | WRITE) != direction {
+                break;
+            }
+            let Some(segment) = buffers.find(addr, len) else { break };
+            if found.try_push(PlainChain { segment, id }).is_err() {
+                break;
+            }
+            n += 1;
+        }
+        self.visited = self.visited.saturating_add(u32::from(n));
+        n < waiting
+    }
+
+    #[inline]
+    fn take_plain(&mut self, n: u16) {
+        self.next_avail = self.next_avail.wrapping_add(n);
+    }
+
+    #[inline]
     fn next_chain(&mut self, access: Access, visit: impl FnMut(Piece) -> Result<(), Stop>) -> Option<Walked> {
         if !self.available(1).is_ok_and(|waiting| waiting > 0) {
             return None;
@@ -424,11 +400,16 @@ impl Virtqueue for SplitRing {
 
     #[inline]
     fn complete(&mut self, chain: Chain, len: u32) {
-        let slot = usize::from(self.next_used & (self.size - 1));
+        let slot = usize::from(self.next_used & (self.areas.size - 1));
         let entry = (u64::from(len) << 32 | u64::from(chain.id)).to_le();
         // SAFETY: `slot < size`, and `size` 8-byte entries follow two 16-bit fields; an entry is 4-aligned only.
-        unsafe { self.used.as_ptr().add(2).cast::<u64>().add(slot).write_unaligned(entry) };
+        unsafe { self.areas.used.as_ptr().add(2).cast::<u64>().add(slot).write_unaligned(entry) };
         self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    #[inline]
+    fn complete_run(&mut self, run: impl ExactSizeIterator<Item = (u16, u32)>) {
+        run.for_each(|(id, len)| self.complete(Chain { id, slots: 1 }, len));
     }
 
     fn publish_quietly(&mut self) {

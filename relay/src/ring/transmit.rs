@@ -8,7 +8,9 @@ use pmd::{Burst, Capabilities, Frames, Offload, Segment, Token};
 
 use super::Ring;
 use super::chain::{Access, Stop};
+use super::plain::{PlainChain, PlainChains};
 use super::queue::{Chain, Virtqueue};
+use super::split::prefetch;
 use super::with_ring;
 use crate::counters::{DirectionCounters, DropReason};
 use crate::net::header;
@@ -22,6 +24,41 @@ pub struct TransmitRules {
     pub offloads: Option<Capabilities>,
     /// `VIRTIO_F_IN_ORDER`: chains are completed in the order in which they were made available.
     pub in_order: bool,
+}
+
+impl TransmitRules {
+    /// The frame in a plain chain; `None` where there is none that is good, which walking the chain will say more of.
+    #[inline(always)]
+    pub(crate) fn frame_in(&self, chain: &PlainChain) -> Option<Segment> {
+        let frame = chain.segment.part(self.header, u32::MAX);
+        (MIN_FRAME..=BURST_BYTES).contains(&frame.len()).then_some(frame)
+    }
+
+    /// A private copy of the header before a [frame](Self::frame_in), if it says that something is left to be done.
+    #[inline(always)]
+    pub(crate) fn header_to_read(&self, chain: &PlainChain) -> Option<RawHeader> {
+        self.offloads.as_ref()?;
+        // A legacy header is two bytes shorter, and those are not looked at here.
+        let header = chain.segment.read_array()?;
+        header::asks_for_something(&header).then_some(header)
+    }
+
+    /// What a header leaves to be done for a frame of `len` bytes.
+    pub(crate) fn offload_of(&self, header: &RawHeader, len: u32) -> Result<Offload, DropReason> {
+        let rules = self.offloads.unwrap_or(Capabilities::NONE);
+        header::parse(header, len, &rules).map_err(|_| DropReason::BadOffload)
+    }
+
+    /// Asks the processor for what will be read of these chains.
+    #[inline]
+    pub(crate) fn prefetch(&self, chains: &PlainChains) {
+        for chain in chains {
+            if self.offloads.is_some() {
+                prefetch(chain.segment.as_ptr());
+            }
+            prefetch(chain.segment.part(self.header, u32::MAX).as_ptr());
+        }
+    }
 }
 
 /// A transmit queue of a guest (virtqueue 1, 3, 5 …).
@@ -59,6 +96,13 @@ impl TransmitRing {
         &mut self.ring
     }
 
+    /// The ring and its rules, if nothing that was taken from it is still to be completed in its turn.
+    #[inline]
+    pub(crate) fn idle_ring(&mut self) -> Option<(&mut Ring, &TransmitRules)> {
+        let waits = self.order.as_ref().is_some_and(|order| !order.taken.is_empty());
+        (!waits).then_some((&mut self.ring, &self.rules))
+    }
+
     /// Adds waiting frames to `burst`, as many as fit. A malformed chain is completed unused and counted.
     ///
     /// Such a chain is only dealt with at the head of the burst: what follows a frame can still be put back.
@@ -87,7 +131,12 @@ impl TransmitRing {
             return frames.iter().for_each(|(frame, _)| self.complete(frame.token()));
         }
         with_ring!(&mut self.ring, ring => {
-            frames.iter().for_each(|(frame, _)| ring.complete(Chain::of(frame.token()), 0));
+            let mut chains = frames.iter().map(|(frame, _)| Chain::of(frame.token()));
+            if chains.all(|chain| chain.slots == 1) {
+                ring.complete_run(frames.iter().map(|(frame, _)| (Chain::of(frame.token()).id, 0)));
+            } else {
+                frames.iter().for_each(|(frame, _)| ring.complete(Chain::of(frame.token()), 0));
+            }
         });
     }
 
@@ -123,7 +172,7 @@ fn receive(
         return;
     }
     for _ in 0..room {
-        if burst.room() == 0 || ring.is_exhausted() {
+        if !push_plain(ring, pair, rules, order, burst) || burst.room() == 0 || ring.is_exhausted() {
             return;
         }
         let Some((chain, walked)) = push_frame(ring, pair, rules, burst) else { return };
@@ -151,6 +200,40 @@ fn receive(
             }
         }
     }
+}
+
+/// Takes the plain chains that wait; returns whether one waits that needs to be walked, or judged.
+#[inline]
+fn push_plain(
+    ring: &mut impl Virtqueue,
+    pair: u8,
+    rules: &TransmitRules,
+    order: &mut Option<Order>,
+    burst: &mut Burst,
+) -> bool {
+    let mut found = PlainChains::new();
+    let more = ring.plain_chains(Access::Read, burst.room(), &mut found);
+    rules.prefetch(&found);
+    let mut taken = 0;
+    for plain in &found {
+        let Some(frame) = rules.frame_in(plain) else { break };
+        let offload = match rules.header_to_read(plain) {
+            None => Offload::NONE,
+            Some(header) => match rules.offload_of(&header, frame.len()) {
+                Ok(offload) => offload,
+                Err(_) => break,
+            },
+        };
+        if burst.room() == 0 || !burst.push_whole(frame, plain.chain().token(pair), offload) {
+            break;
+        }
+        if let Some(order) = order {
+            order.take(plain.chain());
+        }
+        taken += 1;
+    }
+    ring.take_plain(taken);
+    more || usize::from(taken) < found.len()
 }
 
 #[inline]
@@ -192,7 +275,7 @@ fn push_frame(
         _ if total < MIN_FRAME => Err(DropReason::FrameTooShort.into()),
         _ => match &rules.offloads {
             None => Ok(Offload::NONE),
-            Some(rules) => read_header(&pieces, total, rules).map_err(Stop::from),
+            Some(_) => rules.offload_of(&gathered(&pieces), total).map_err(Stop::from),
         },
     });
     Some(match walked {
@@ -207,15 +290,17 @@ fn push_frame(
     })
 }
 
+/// A header, copied: nothing in it changes any more.
+pub(crate) type RawHeader = [u8; header::LENGTH as usize];
+
 /// The pieces of a header: one byte each at worst.
 type HeaderPieces = ArrayVec<Segment, { header::LENGTH as usize }>;
 
 #[inline]
-fn read_header(pieces: &HeaderPieces, len: u32, rules: &Capabilities) -> Result<Offload, DropReason> {
-    // A legacy header is two bytes shorter, and those are not looked at here.
+fn gathered(pieces: &HeaderPieces) -> RawHeader {
     let mut bytes = [0; header::LENGTH as usize];
     pmd::frame::gather(pieces, &mut bytes);
-    header::parse(&bytes, len, rules).map_err(|_| DropReason::BadOffload)
+    bytes
 }
 
 /// Chains that were taken and not completed, for a driver that wants them back in order.

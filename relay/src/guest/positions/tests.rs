@@ -182,7 +182,7 @@ fn wherever_the_daemon_is_killed_its_file_tells_the_truth() {
         for (k, found) in (0..).zip(&found) {
             let Some(found) = found else { continue };
             found_running += 1;
-            let Progress { published, written, writing } = found.progress;
+            let Progress { published, written, writing, .. } = found.progress;
             // A slot that was just claimed is at the beginning, whichever ring it is.
             let odd = [published, written, writing].map(|position| u32::from(position.slot) % 2);
             assert!(published == Position::START || odd == [k; 3], "{found:?}");

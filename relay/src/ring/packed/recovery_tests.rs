@@ -72,6 +72,18 @@ impl Scene {
     }
 }
 
+/// As [`burst`], for chains of one slot that are looked at and completed together.
+fn run(ring: &mut PackedRing, n: usize, publish: bool) {
+    ring.begin_burst(32).unwrap();
+    let mut found = PlainChains::new();
+    ring.plain_chains(Access::Read, n, &mut found);
+    ring.take_plain(found.len() as u16);
+    ring.complete_run(found.iter().map(|chain| (chain.id, 0)));
+    if publish {
+        ring.publish();
+    }
+}
+
 /// Takes and completes up to `n` chains; with `publish` the driver sees them.
 fn burst(ring: &mut PackedRing, n: usize, publish: bool) {
     ring.begin_burst(32).unwrap();
@@ -91,10 +103,18 @@ proptest! {
     fn a_successor_loses_nothing_and_completes_nothing_twice(
         size in prop::sample::select(vec![7u16, 16, 64, 256]),
         receives: bool,
+        runs: bool,
         lives in prop::collection::vec((
             prop::collection::vec((1u16..4, 0usize..40, 0usize..12), 1..20), 0usize..12), 1..6),
     ) {
         let mut scene = Scene::new(size);
+        // Those that are longer than one slot stay behind a run; the next burst that is none takes them.
+        let step = |ring: &mut PackedRing, n: usize, publish: bool| {
+            if runs {
+                run(ring, n / 2, false);
+            }
+            burst(ring, n, publish);
+        };
         for (rounds, unpublished) in lives {
             let (mut ring, positions, _) = scene.device(receives);
             for (slots, posts, bursts) in rounds {
@@ -106,14 +126,14 @@ proptest! {
                         break;
                     }
                 }
-                burst(&mut ring, bursts, true);
+                step(&mut ring, bursts, true);
                 scene.reap();
             }
             if receives {
                 while scene.post(1) {}
             }
             // Dies with a burst half done.
-            burst(&mut ring, unpublished, false);
+            step(&mut ring, unpublished, false);
             drop((ring, positions));
         }
         let (mut ring, _positions, _) = scene.device(receives);
@@ -201,6 +221,31 @@ fn a_burst_that_the_driver_saw_before_that_was_noted_is_over() {
             burst(&mut ring, 16, true);
             scene.reap();
             assert!(scene.posted.is_empty(), "receives: {receives}, after {chains}: {:?}", scene.posted);
+        }
+    }
+}
+
+#[test]
+fn a_run_is_gone_on_with_where_its_writer_died() {
+    for held_back in [1, 2, 5] {
+        for written in 0..=4 {
+            let mut scene = Scene::new(16);
+            let (mut ring, positions, _) = scene.device(false);
+            while scene.post(1) {}
+            burst(&mut ring, held_back, false);
+            let begin = ring.next_used;
+            ring.position.write_run(begin.advanced(4, 16));
+            for k in 0..written {
+                let (at, id) = (begin.advanced(k, 16), held_back as u16 + k);
+                ring.slots.second_half(at.slot).store(Used { at, id, len: 0 }.half(), Ordering::Relaxed);
+            }
+            drop((ring, positions));
+            let (mut ring, _positions, resumed) = scene.device(false);
+            assert!(resumed, "{written} behind {held_back}");
+            assert_eq!(scene.reap(), held_back + usize::from(written), "the burst is published");
+            burst(&mut ring, 16, true);
+            scene.reap();
+            assert!(scene.posted.is_empty(), "{written} behind {held_back}: {:?}", scene.posted);
         }
     }
 }

@@ -1,0 +1,90 @@
+//! Guest ring to guest ring: the short way of frames that need nothing done.
+//!
+//! ```text
+//!   transmit ring                             receive ring
+//!   [descriptor] ──▶ header │ frame ──copy──▶ header │ frame ◀── [descriptor]
+//!        └── completed                                completed ──┘
+//! ```
+//!
+//! Most frames are a plain chain at both ends (see [`crate::ring::plain`]). Those are copied as they are found, without being
+//! put into a burst in between. What is otherwise (several descriptors, a frame that needs several buffers or leaves more to
+//! be done than the receiver takes, a full ring) is left where it is, for the lane's general way.
+
+use pmd::Segment;
+use pmd::frame::{BURST_BYTES, BURST_FRAMES};
+
+use crate::lane::LaneCounters;
+use crate::ring::chain::Access;
+use crate::ring::plain::{PlainChain, PlainChains};
+use crate::ring::queue::Virtqueue;
+use crate::ring::receive::ReceiveRules;
+use crate::ring::transmit::TransmitRules;
+use crate::ring::{ReceiveRing, TransmitRing, with_ring};
+
+/// Carries frames from `source` to `sink` for as long as they need nothing done, a burst at most; returns how many.
+#[inline]
+pub(crate) fn carry(source: &mut TransmitRing, sink: &mut ReceiveRing, counters: &LaneCounters) -> usize {
+    let Some((from, from_rules)) = source.idle_ring() else { return 0 };
+    let (to, to_rules) = sink.parts();
+    let (n, bytes) = with_ring!(from, from => with_ring!(to, to => between(from, from_rules, to, to_rules)));
+    if n > 0 {
+        counters.source.rx_frames.add(n as u64);
+        counters.source.rx_bytes.add(bytes);
+        counters.sink.tx_frames.add(n as u64);
+        counters.sink.tx_bytes.add(bytes);
+    }
+    n
+}
+
+/// Returns the number of frames, and their bytes.
+fn between(
+    from: &mut impl Virtqueue,
+    from_rules: &TransmitRules,
+    to: &mut impl Virtqueue,
+    to_rules: &ReceiveRules,
+) -> (usize, u64) {
+    // What is written to a guest that is being migrated is marked page by page; the general way does that.
+    if to.space().log().is_some() || from.begin_burst(BURST_FRAMES as u16).is_err() {
+        return (0, 0);
+    }
+    let mut chains = PlainChains::new();
+    from.plain_chains(Access::Read, BURST_FRAMES, &mut chains);
+    if chains.is_empty() || to.begin_burst(chains.len() as u16).is_err() {
+        return (0, 0);
+    }
+    from_rules.prefetch(&chains);
+    let mut buffers = PlainChains::new();
+    to.plain_chains(Access::Write, chains.len(), &mut buffers);
+    let (mut n, mut bytes) = (0, 0);
+    for (chain, buffer) in chains.iter().zip(&buffers) {
+        let Some(frame) = from_rules.frame_in(chain) else { break };
+        if bytes >= u64::from(BURST_BYTES) || !put(from_rules, chain, to_rules, &frame, buffer) {
+            break;
+        }
+        bytes += u64::from(frame.len());
+        n += 1;
+    }
+    from.take_plain(n as u16);
+    to.take_plain(n as u16);
+    let more = to_rules.header.wrapping_sub(from_rules.header);
+    let written = chains.iter().map(|chain| chain.segment.len().wrapping_add(more));
+    to.complete_run(buffers[..n].iter().zip(written).map(|(buffer, len)| (buffer.id, len)));
+    from.complete_run(chains[..n].iter().map(|chain| (chain.id, 0)));
+    (n, bytes)
+}
+
+/// Copies one frame, if it leaves no more to be done than the receiver takes, and fits.
+#[inline(always)]
+fn put(
+    from: &TransmitRules,
+    chain: &PlainChain,
+    to: &ReceiveRules,
+    frame: &Segment,
+    buffer: &PlainChain,
+) -> bool {
+    let Some(header) = from.header_to_read(chain) else { return to.put_plain(frame, &buffer.segment) };
+    match from.offload_of(&header, frame.len()) {
+        Ok(offload) => to.offloads.cover(&offload) && to.put(&offload, frame, &buffer.segment),
+        Err(_) => false,
+    }
+}
