@@ -21,40 +21,75 @@ use crate::ring::receive::ReceiveRules;
 use crate::ring::transmit::TransmitRules;
 use crate::ring::{ReceiveRing, TransmitRing, with_ring};
 
-/// Carries frames from `source` to `sink` for as long as they need nothing done, a burst at most; returns how many.
-#[inline]
-pub(crate) fn carry(source: &mut TransmitRing, sink: &mut ReceiveRing, counters: &LaneCounters) -> usize {
-    let Some((from, from_rules)) = source.idle_ring() else { return 0 };
-    let (to, to_rules) = sink.parts();
-    let (n, bytes) = with_ring!(from, from => with_ring!(to, to => between(from, from_rules, to, to_rules)));
-    if n > 0 {
-        counters.source.rx_frames.add(n as u64);
-        counters.source.rx_bytes.add(bytes);
-        counters.sink.tx_frames.add(n as u64);
-        counters.sink.tx_bytes.add(bytes);
-    }
-    n
+/// What became of a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carried {
+    /// Frames were carried.
+    Some,
+    /// The source has none.
+    Nothing,
+    /// The first that waits is one for the general way, if any does.
+    Otherwise,
 }
 
-/// Returns the number of frames, and their bytes.
-fn between(
-    from: &mut impl Virtqueue,
+/// Carries frames from `source` to `sink` for as long as they need nothing done, a burst at most.
+#[inline]
+pub(crate) fn carry(source: &mut TransmitRing, sink: &mut ReceiveRing, counters: &LaneCounters) -> Carried {
+    let Some((from, from_rules)) = source.idle_ring() else { return Carried::Otherwise };
+    let mut chains = PlainChains::new();
+    match with_ring!(from, from => waiting(from, &mut chains)) {
+        Carried::Some => {}
+        other => {
+            sink.look_ahead();
+            return other;
+        }
+    }
+    from_rules.prefetch(&chains);
+    let (to, to_rules) = sink.parts();
+    let (n, bytes) = with_ring!(to, to => copy(&chains, from_rules, to, to_rules));
+    if n == 0 {
+        return Carried::Otherwise;
+    }
+    with_ring!(from, from => {
+        from.take_plain(n as u16);
+        from.complete_run(chains[..n].iter().map(|chain| (chain.id, 0)));
+    });
+    counters.source.rx_frames.add(n as u64);
+    counters.source.rx_bytes.add(bytes);
+    counters.sink.tx_frames.add(n as u64);
+    counters.sink.tx_bytes.add(bytes);
+    Carried::Some
+}
+
+/// Looks for plain chains in the source's ring.
+#[inline]
+fn waiting(from: &mut impl Virtqueue, chains: &mut PlainChains) -> Carried {
+    if from.begin_burst(BURST_FRAMES as u16).is_err() {
+        return Carried::Otherwise;
+    }
+    let is_other = from.plain_chains(Access::Read, BURST_FRAMES, chains);
+    match (chains.is_empty(), is_other) {
+        (false, _) => Carried::Some,
+        (true, true) => Carried::Otherwise,
+        (true, false) => Carried::Nothing,
+    }
+}
+
+/// Copies the first of `chains`, and completes their copies; returns how many, and the bytes of their frames.
+#[inline]
+fn copy(
+    chains: &PlainChains,
     from_rules: &TransmitRules,
     to: &mut impl Virtqueue,
     to_rules: &ReceiveRules,
 ) -> (usize, u64) {
     // What is written to a guest that is being migrated is marked page by page; the general way does that.
-    if to.space().log().is_some() || from.begin_burst(BURST_FRAMES as u16).is_err() {
+    if to.space().log().is_some() || to.begin_burst(chains.len() as u16).is_err() {
         return (0, 0);
     }
-    let mut chains = PlainChains::new();
-    from.plain_chains(Access::Read, BURST_FRAMES, &mut chains);
-    if chains.is_empty() || to.begin_burst(chains.len() as u16).is_err() {
-        return (0, 0);
-    }
-    from_rules.prefetch(&chains);
     let mut buffers = PlainChains::new();
     to.plain_chains(Access::Write, chains.len(), &mut buffers);
+    to_rules.prefetch(&buffers);
     let (mut n, mut bytes) = (0, 0);
     for (chain, buffer) in chains.iter().zip(&buffers) {
         let Some(frame) = from_rules.frame_in(chain) else { break };
@@ -64,12 +99,10 @@ fn between(
         bytes += u64::from(frame.len());
         n += 1;
     }
-    from.take_plain(n as u16);
     to.take_plain(n as u16);
     let more = to_rules.header.wrapping_sub(from_rules.header);
     let written = chains.iter().map(|chain| chain.segment.len().wrapping_add(more));
     to.complete_run(buffers[..n].iter().zip(written).map(|(buffer, len)| (buffer.id, len)));
-    from.complete_run(chains[..n].iter().map(|chain| (chain.id, 0)));
     (n, bytes)
 }
 

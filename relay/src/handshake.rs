@@ -18,12 +18,19 @@ use std::sync::atomic::fence;
 #[cfg(all(test, loom))]
 use model::fence;
 
-/// Shows the other side something, by `show`, and reads after that whether it is to be told, by `is_asked`.
+/// Shows the other side something, by `show`, and reads after that, by `tell`, whether it is to be told. `show` says whether
+/// there is anything to ask; otherwise `tell` is left out.
 #[inline]
-pub(crate) fn show<S, T>(side: &mut S, show: impl FnOnce(&mut S), is_asked: impl FnOnce(&mut S) -> T) -> T {
-    show(side);
+pub(crate) fn show<S, T: Default>(
+    side: &mut S,
+    show: impl FnOnce(&mut S) -> bool,
+    tell: impl FnOnce(&mut S) -> T,
+) -> T {
+    if !show(side) {
+        return T::default();
+    }
     fence(Ordering::SeqCst);
-    is_asked(side)
+    tell(side)
 }
 
 /// Asks the other side to be told, by `ask`, and looks after that, by `look`, for what came before it knew. What is
@@ -105,6 +112,7 @@ mod model {
                 |()| {
                     shared.entries[usize::from(old)].store(old + 1, Ordering::Relaxed);
                     shared.index.store(old + 1, Ordering::Release);
+                    true
                 },
                 |()| is_asked(shared, old, old + 1),
             );

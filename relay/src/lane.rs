@@ -21,8 +21,9 @@ use std::time::Instant;
 
 use pmd::{Burst, Capabilities, Completions, Frames, Receive, ReceiveQueue, Token, Transmit, TransmitQueue};
 
-use crate::cable;
+use crate::cable::{self, Carried};
 use crate::counters::{DirectionCounters, DropReason};
+use crate::handshake;
 use crate::net::hash;
 use crate::path::{Path, Waiting};
 use crate::ring::queue::{Chain, tag_of};
@@ -181,21 +182,29 @@ impl Lane {
         let mut busy = self.collect() > 0;
         let Self { sources, sinks, paths, starts, mixed, counters, .. } = self;
         for (source, range) in sources.iter_mut().zip(starts.windows(2)) {
+            if let Source::Guest(ring) = source
+                && !ring.is_ripe()
+            {
+                continue;
+            }
             match &mut paths[range[0]..range[1]] {
                 [path] => {
-                    if path.is_empty()
-                        && let (Source::Guest(from), Sink::Guest(to)) = (&mut *source, &mut sinks[path.sink])
-                        && cable::carry(from, to, counters) > 0
-                    {
-                        busy = true;
-                        continue;
-                    }
+                    let sink = &mut sinks[path.sink];
                     if path.is_empty() {
+                        if let (Source::Guest(from), Sink::Guest(to)) = (&mut *source, &mut *sink) {
+                            let carried = cable::carry(from, to, counters);
+                            if carried != Carried::Otherwise {
+                                busy |= carried == Carried::Some;
+                                continue;
+                            }
+                        }
                         path.waiting.clear();
                         receive(source, &mut path.waiting.burst, counters);
                     }
                     if !path.is_empty() {
-                        busy |= path.forward(source, &mut sinks[path.sink], counters, now);
+                        busy |= path.forward(source, sink, counters, now);
+                    } else if let Sink::Guest(ring) = sink {
+                        ring.look_ahead();
                     }
                 }
                 several => {
@@ -215,17 +224,39 @@ impl Lane {
         busy
     }
 
-    /// Lets guests see what was done since the last call.
+    /// Lets guests see what was done since the last call: all rings are released before it is asked once, for all of them,
+    /// who wants to be told.
     #[inline]
     pub fn flush(&mut self) {
+        handshake::show(self, Self::release, Self::interrupt);
+    }
+
+    #[inline]
+    fn release(&mut self) -> bool {
+        let mut asks = false;
         for source in &mut self.sources {
             if let Source::Guest(ring) = source {
-                ring.flush(&self.counters.source);
+                asks |= ring.release();
             }
         }
         for sink in &mut self.sinks {
             if let Sink::Guest(ring) = sink {
-                ring.flush(&self.counters.sink);
+                asks |= ring.release();
+            }
+        }
+        asks
+    }
+
+    #[inline]
+    fn interrupt(&mut self) {
+        for source in &mut self.sources {
+            if let Source::Guest(ring) = source {
+                ring.interrupt(&self.counters.source);
+            }
+        }
+        for sink in &mut self.sinks {
+            if let Sink::Guest(ring) = sink {
+                ring.interrupt(&self.counters.sink);
             }
         }
     }

@@ -138,7 +138,10 @@ impl PackedDriver {
         let Some((at, flags)) = self.first.take() else { return false };
         handshake::show(
             self,
-            |ring| ring.flags(ram, at.slot).store(flags.to_le(), Ordering::Release),
+            |ring| {
+                ring.flags(ram, at.slot).store(flags.to_le(), Ordering::Release);
+                true
+            },
             |ring| {
                 let new = ring.next_available;
                 ring.device_suppression(ram).wants(ring.event_idx, Some(at), new, ring.size)

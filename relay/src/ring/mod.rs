@@ -17,6 +17,7 @@ pub mod notify;
 pub mod packed;
 pub mod plain;
 pub mod position;
+mod prefetch;
 pub mod queue;
 pub mod receive;
 pub mod split;

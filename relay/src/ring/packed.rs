@@ -28,7 +28,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use pmd::frame::BURST_SEGMENTS;
+use pmd::frame::{BURST_FRAMES, BURST_SEGMENTS};
 
 use super::buffer::{BURST_DESCRIPTORS, Buffer, area, table_entries, table_entry};
 use super::chain::{Access, DESCRIPTOR_SIZE, INDIRECT, NEXT, Stop, WRITE};
@@ -37,14 +37,15 @@ use super::event::{AT_DESCRIPTOR, DISABLE, ENABLE, SUPPRESSION_SIZE, Suppression
 use super::notify::Call;
 use super::plain::{PlainChain, PlainChains, WholeBuffers};
 use super::position::{AVAIL, Position, USED};
+use super::prefetch::prefetch_to_write;
 use super::queue::{BadIndex, Chain, Piece, Virtqueue, Walked};
-use super::split::prefetch;
 use crate::counters::DropReason;
 use crate::guest::dirty_log::DirtyLog;
 use crate::guest::iotlb_miss::MissReporter;
 use crate::guest::positions::{First, Predecessor, Progress, RingPosition};
 use crate::guest::space::{AddressSpace, Translator};
 use crate::handshake;
+use crate::turns::ticks;
 
 /// Descriptors in a cache line of 64 bytes.
 const PER_LINE: u16 = 64 / DESCRIPTOR_SIZE as u16;
@@ -82,6 +83,9 @@ impl PackedDescriptor {
         Buffer { addr: self.addr, len: self.len, flags: self.flags }
     }
 }
+
+/// [Ticks](ticks) for which a burst is left to its driver, some 200 ns: it writes 32 descriptors in that time.
+const RIPENING: u64 = 500;
 
 /// So many slots a chain may reach into a lap that began inside it, when it is guessed where a ring was left.
 const NEW_LAP: u16 = 32;
@@ -158,10 +162,14 @@ pub struct PackedRing {
     first: Option<Used>,
     /// `next_used` when it was last decided whether to interrupt.
     decided: Option<Position>,
+    /// Whether something was released that the driver has not been asked about.
+    asks: bool,
     /// A chain without an end was taken: where the next begins is not known.
     broken: bool,
     /// Descriptors looked at since `begin_burst`.
     visited: u32,
+    /// When the first chain of the next burst was seen.
+    seen: Option<u64>,
     memory: Translator,
     call: Option<Call>,
     /// Where it is kept how far the ring is, for whoever comes after this process.
@@ -212,8 +220,10 @@ impl PackedRing {
             in_flight: 0,
             first: None,
             decided: None,
+            asks: false,
             broken: false,
             visited: 0,
+            seen: None,
             memory: Translator::new(Arc::clone(space)),
             call,
             position: RingPosition::none(),
@@ -263,7 +273,7 @@ impl PackedRing {
             Some(first) => position.take_over(first.at, self.next_used),
         }
         self.position = position;
-        self.release();
+        self.show_used();
     }
 
     /// Goes on where `predecessor` left this ring, if it is plausible that it did; returns whether it is. The ring must not
@@ -393,6 +403,34 @@ impl PackedRing {
         handshake::ask(self, |ring| ring.write_event(event), |ring| ring.chain_waits())
     }
 
+    /// Whether it is time to look at the chains that wait.
+    ///
+    /// A driver writes the descriptors of a burst one after the other. Who reads them at the same time takes each cache line
+    /// away from it several times, and finds little. So the first one is given a moment for the others to be written,
+    /// unless the last burst was a full one: then there are more of them anyway.
+    #[inline]
+    pub fn is_ripe(&mut self) -> bool {
+        if self.visited >= BURST_FRAMES as u32 {
+            return true;
+        }
+        match self.seen {
+            Some(seen) => {
+                if ticks().wrapping_sub(seen) < RIPENING {
+                    return false;
+                }
+                self.seen = None;
+                true
+            }
+            None => {
+                if self.chain_waits() {
+                    self.seen = Some(ticks());
+                    return false;
+                }
+                true
+            }
+        }
+    }
+
     /// Whether a chain waits. What the driver wrote into it before is visible then.
     #[inline]
     fn chain_waits(&self) -> bool {
@@ -491,7 +529,7 @@ impl PackedRing {
 
     /// Lets the driver see all used descriptors.
     #[inline]
-    fn release(&mut self) {
+    fn show_used(&mut self) {
         let Some(first) = self.first.take() else { return };
         // The others, the buffers and the length of this one are written before its flags.
         fence(Ordering::Release);
@@ -520,7 +558,7 @@ impl Virtqueue for PackedRing {
         if self.chain_waits() {
             let mut slot = self.next_avail.slot;
             for _ in 0..wanted.min(self.slots.size).div_ceil(PER_LINE) {
-                prefetch(self.slots.at(slot).cast());
+                prefetch_to_write(self.slots.at(slot).cast());
                 slot += PER_LINE;
                 if slot >= self.slots.size {
                     slot = 0;
@@ -671,20 +709,22 @@ impl Virtqueue for PackedRing {
     }
 
     #[inline]
-    fn publish(&mut self) -> bool {
-        if self.first.is_none() {
-            return false;
+    fn release(&mut self) -> bool {
+        if self.first.is_some() {
+            self.show_used();
+            self.asks = self.call.is_some();
         }
-        if self.call.is_none() {
-            self.release();
-            return false;
-        }
-        handshake::show(self, Self::release, Self::is_asked) && self.call.as_ref().is_some_and(Call::notify)
+        self.asks
+    }
+
+    #[inline]
+    fn interrupt(&mut self) -> bool {
+        std::mem::take(&mut self.asks) && self.is_asked() && self.call.as_ref().is_some_and(Call::notify)
     }
 
     fn publish_quietly(&mut self) {
-        self.release();
-        self.decided = None;
+        self.show_used();
+        (self.asks, self.decided) = (false, None);
     }
 }
 

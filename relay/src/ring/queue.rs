@@ -13,6 +13,7 @@ use pmd::{Segment, Token};
 use super::chain::{Access, Stop};
 use super::plain::PlainChains;
 use crate::guest::space::AddressSpace;
+use crate::handshake;
 
 /// A chain of descriptors, as its ring knows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,8 +109,21 @@ pub trait Virtqueue {
     /// [Completes](Self::complete) chains of one slot each: their ids, and the bytes written.
     fn complete_run(&mut self, run: impl ExactSizeIterator<Item = (u16, u32)>);
 
+    /// Lets the driver see all completed chains; returns whether it is to be asked, once a full fence has passed, if it wants
+    /// to be interrupted.
+    fn release(&mut self) -> bool;
+
+    /// Interrupts the driver if it wants to know of what was [released](Self::release); returns whether it was.
+    fn interrupt(&mut self) -> bool;
+
     /// Lets the driver see all completed chains and interrupts it if it wants that; returns whether it was.
-    fn publish(&mut self) -> bool;
+    #[inline]
+    fn publish(&mut self) -> bool
+    where
+        Self: Sized,
+    {
+        handshake::show(self, Self::release, Self::interrupt)
+    }
 
     /// Lets the driver see all completed chains, without interrupting it: for a ring that is being stopped.
     fn publish_quietly(&mut self);

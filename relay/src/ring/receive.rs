@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use pmd::frame::MIN_FRAME;
+use pmd::frame::{BURST_FRAMES, MIN_FRAME};
 use pmd::{Capabilities, Checksum, Frame, Frames, Offload, Segment};
 
 use super::Ring;
 use super::chain::{Access, Stop};
 use super::plain::PlainChains;
+use super::prefetch::{LINE, prefetch_to_write};
 use super::queue::{Chain, Virtqueue};
 use super::transmit::RawHeader;
 use super::with_ring;
 use crate::counters::{DirectionCounters, DropReason};
 use crate::guest::dirty_log::DirtyLog;
+use crate::handshake;
 use crate::net::header;
 
 /// Chains that one frame may be spread over. A jumbo frame of 9702 bytes needs 38 of 256 bytes.
@@ -39,6 +41,18 @@ impl ReceiveRules {
             return header::plain(buffers);
         }
         header::write(offload, buffers)
+    }
+
+    /// Asks the processor for what will be written of these chains: the header and the beginning of the frame.
+    #[inline]
+    pub(crate) fn prefetch(&self, buffers: &PlainChains) {
+        for buffer in buffers {
+            let header = buffer.segment.as_ptr();
+            let frame = buffer.segment.part(self.header, u32::MAX).as_ptr();
+            prefetch_to_write(header);
+            prefetch_to_write(frame);
+            prefetch_to_write(frame.wrapping_add(LINE));
+        }
     }
 
     /// Copies a frame in one piece into `buffer`, behind its header; `false`, and nothing is done, where it does not fit.
@@ -76,6 +90,8 @@ pub struct ReceiveRing {
     rules: ReceiveRules,
     /// The next buffer's address is not known yet; it was asked for.
     unmapped: bool,
+    /// The next buffers have been brought near since the last one was used.
+    is_near: bool,
 }
 
 /// What became of one frame.
@@ -96,7 +112,7 @@ impl ReceiveRing {
     /// The receive queue of queue pair `pair`.
     pub fn new(mut ring: Ring, pair: u8, rules: ReceiveRules) -> Self {
         ring.disable_kicks();
-        Self { ring, pair, rules, unmapped: false }
+        Self { ring, pair, rules, unmapped: false, is_near: false }
     }
 
     /// Its queue pair.
@@ -114,17 +130,27 @@ impl ReceiveRing {
         &mut self.ring
     }
 
-    /// The ring and its rules.
+    /// The ring and its rules, for whoever delivers without [`deliver`](Self::deliver).
     #[inline]
     pub(crate) fn parts(&mut self) -> (&mut Ring, &ReceiveRules) {
+        self.is_near = false;
         (&mut self.ring, &self.rules)
+    }
+
+    /// Brings the buffers for the next burst near, while there is nothing to put into them.
+    #[inline]
+    pub fn look_ahead(&mut self) {
+        if !self.is_near {
+            self.is_near = true;
+            with_ring!(&mut self.ring, ring => look_ahead(ring, &self.rules));
+        }
     }
 
     /// Copies frames into the guest, in order, until one finds no room; returns how many it is done with (delivered or
     /// dropped with a reason).
     pub fn deliver(&mut self, frames: Frames<'_>, counters: &DirectionCounters) -> usize {
-        let Self { ring, pair, rules, unmapped } = self;
-        *unmapped = false;
+        let Self { ring, pair, rules, unmapped, is_near } = self;
+        (*unmapped, *is_near) = (false, false);
         with_ring!(ring, ring => deliver(ring, *pair, rules, frames, counters, unmapped))
     }
 
@@ -136,9 +162,30 @@ impl ReceiveRing {
     /// Shows the guest what was delivered; to be called once a burst.
     #[inline]
     pub fn flush(&mut self, counters: &DirectionCounters) {
-        if with_ring!(&mut self.ring, ring => ring.publish()) {
+        handshake::show(self, Self::release, |ring| ring.interrupt(counters));
+    }
+
+    /// The first half of [`flush`](Self::flush); returns whether the second one is due, after a full fence.
+    #[inline]
+    pub(crate) fn release(&mut self) -> bool {
+        with_ring!(&mut self.ring, ring => ring.release())
+    }
+
+    /// The second half.
+    #[inline]
+    pub(crate) fn interrupt(&mut self, counters: &DirectionCounters) {
+        if with_ring!(&mut self.ring, ring => ring.interrupt()) {
             counters.interrupts.add(1);
         }
+    }
+}
+
+fn look_ahead(ring: &mut impl Virtqueue, rules: &ReceiveRules) {
+    // An index out of reach is counted where the ring is used.
+    if ring.begin_burst(BURST_FRAMES as u16).is_ok() {
+        let mut found = PlainChains::new();
+        ring.plain_chains(Access::Write, BURST_FRAMES, &mut found);
+        rules.prefetch(&found);
     }
 }
 
@@ -195,6 +242,7 @@ fn deliver(
 fn deliver_plain(ring: &mut impl Virtqueue, rules: &ReceiveRules, frames: Frames<'_>) -> (usize, u64) {
     let mut found = PlainChains::new();
     ring.plain_chains(Access::Write, frames.len(), &mut found);
+    rules.prefetch(&found);
     let mut bytes = 0;
     let mut n = 0;
     for ((frame, segments), plain) in frames.iter().zip(&found) {

@@ -24,12 +24,12 @@ use super::config::{MAX_SIZE, MIN_SIZE, RingConfig, RingError};
 use super::event::need_event;
 use super::notify::Call;
 use super::plain::{PlainChain, PlainChains, WholeBuffers};
+use super::prefetch::{prefetch, prefetch_to_write};
 use super::queue::{BadIndex, Chain, Piece, Virtqueue, Walked};
 use crate::counters::DropReason;
 use crate::guest::dirty_log::DirtyLog;
 use crate::guest::iotlb_miss::MissReporter;
 use crate::guest::space::{AddressSpace, Translator};
-use crate::handshake;
 
 /// `VIRTQ_USED_F_NO_NOTIFY`: the device polls, the driver need not kick (2.7.10).
 const USED_NO_NOTIFY: u16 = 1;
@@ -88,6 +88,8 @@ pub struct SplitRing {
     published: u16,
     /// `used.idx` when it was last decided whether to interrupt.
     decided: Option<u16>,
+    /// Whether something was released that the driver has not been asked about.
+    asks: bool,
     /// Descriptors looked at since [`SplitRing::begin_burst`].
     visited: u32,
     memory: Translator,
@@ -129,6 +131,7 @@ impl SplitRing {
             next_used: 0,
             published: 0,
             decided: None,
+            asks: false,
             visited: 0,
             memory: Translator::new(Arc::clone(space)),
             call,
@@ -225,6 +228,14 @@ impl SplitRing {
         prefetch(unsafe { self.areas.descriptors.as_ptr().add(2 * slot) }.cast());
     }
 
+    /// The used entry `ahead` of the one that is written next.
+    #[inline]
+    fn used_entry(&self, ahead: u16) -> *mut u64 {
+        let slot = usize::from(self.next_used.wrapping_add(ahead) & (self.areas.size - 1));
+        // SAFETY: `slot < size`, and `size` 8-byte entries follow two 16-bit fields.
+        unsafe { self.areas.used.as_ptr().add(2).cast::<u64>().add(slot) }
+    }
+
     /// Visits the buffers of the chain at `head`. The walk ends after at most as many descriptors as the ring has, so a
     /// chain with a loop ends too.
     #[inline]
@@ -285,7 +296,7 @@ impl SplitRing {
 
     /// Lets the driver see all completed chains.
     #[inline]
-    fn release(&mut self) {
+    fn show_used(&mut self) {
         let done = self.next_used.wrapping_sub(self.published);
         if done > 0
             && let Some(log) = self.memory.space().log()
@@ -341,6 +352,10 @@ impl Virtqueue for SplitRing {
         let waiting = self.available(wanted)?.min(wanted);
         for ahead in 0..waiting {
             self.prefetch(self.head(ahead));
+        }
+        // What will be written: their used entries, eight in a cache line.
+        for ahead in (0..waiting).step_by(8) {
+            prefetch_to_write(self.used_entry(ahead).cast());
         }
         Ok(())
     }
@@ -400,10 +415,9 @@ impl Virtqueue for SplitRing {
 
     #[inline]
     fn complete(&mut self, chain: Chain, len: u32) {
-        let slot = usize::from(self.next_used & (self.areas.size - 1));
         let entry = (u64::from(len) << 32 | u64::from(chain.id)).to_le();
-        // SAFETY: `slot < size`, and `size` 8-byte entries follow two 16-bit fields; an entry is 4-aligned only.
-        unsafe { self.areas.used.as_ptr().add(2).cast::<u64>().add(slot).write_unaligned(entry) };
+        // SAFETY: 8 mapped bytes; an entry is 4-aligned only.
+        unsafe { self.used_entry(0).write_unaligned(entry) };
         self.next_used = self.next_used.wrapping_add(1);
     }
 
@@ -413,31 +427,21 @@ impl Virtqueue for SplitRing {
     }
 
     fn publish_quietly(&mut self) {
-        self.release();
-        self.decided = None;
+        self.show_used();
+        (self.asks, self.decided) = (false, None);
     }
 
     #[inline]
-    fn publish(&mut self) -> bool {
-        if self.published == self.next_used {
-            return false;
+    fn release(&mut self) -> bool {
+        if self.published != self.next_used {
+            self.show_used();
+            self.asks = self.call.is_some();
         }
-        if self.call.is_none() {
-            self.release();
-            return false;
-        }
-        handshake::show(self, Self::release, Self::is_asked) && self.call.as_ref().is_some_and(Call::notify)
+        self.asks
     }
-}
 
-/// Asks the processor to bring a cache line near.
-#[inline]
-pub(crate) fn prefetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch is a hint; any address is allowed.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    #[inline]
+    fn interrupt(&mut self) -> bool {
+        std::mem::take(&mut self.asks) && self.is_asked() && self.call.as_ref().is_some_and(Call::notify)
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }

@@ -9,10 +9,11 @@ use pmd::{Burst, Capabilities, Frames, Offload, Segment, Token};
 use super::Ring;
 use super::chain::{Access, Stop};
 use super::plain::{PlainChain, PlainChains};
+use super::prefetch::prefetch;
 use super::queue::{Chain, Virtqueue};
-use super::split::prefetch;
 use super::with_ring;
 use crate::counters::{DirectionCounters, DropReason};
+use crate::handshake;
 use crate::net::header;
 
 /// What a driver's frames look like in a transmit queue.
@@ -103,6 +104,15 @@ impl TransmitRing {
         (!waits).then_some((&mut self.ring, &self.rules))
     }
 
+    /// Whether it is time to look at what waits (see [`PackedRing::is_ripe`](super::PackedRing::is_ripe)).
+    #[inline]
+    pub fn is_ripe(&mut self) -> bool {
+        match &mut self.ring {
+            Ring::Split(_) => true,
+            Ring::Packed(ring) => ring.is_ripe(),
+        }
+    }
+
     /// Adds waiting frames to `burst`, as many as fit. A malformed chain is completed unused and counted.
     ///
     /// Such a chain is only dealt with at the head of the burst: what follows a frame can still be put back.
@@ -152,7 +162,19 @@ impl TransmitRing {
     /// Shows the guest what was completed; to be called once a burst.
     #[inline]
     pub fn flush(&mut self, counters: &DirectionCounters) {
-        if with_ring!(&mut self.ring, ring => ring.publish()) {
+        handshake::show(self, Self::release, |ring| ring.interrupt(counters));
+    }
+
+    /// The first half of [`flush`](Self::flush); returns whether the second one is due, after a full fence.
+    #[inline]
+    pub(crate) fn release(&mut self) -> bool {
+        with_ring!(&mut self.ring, ring => ring.release())
+    }
+
+    /// The second half.
+    #[inline]
+    pub(crate) fn interrupt(&mut self, counters: &DirectionCounters) {
+        if with_ring!(&mut self.ring, ring => ring.interrupt()) {
             counters.interrupts.add(1);
         }
     }
