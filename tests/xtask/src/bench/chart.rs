@@ -63,11 +63,12 @@ pub fn draw(results: &Results) -> String {
         "<text class=\"title\" x=\"12\" y=\"24\">Frames a second: virtio-forwarder ÷ testpmd</text>"
             .to_owned(),
     );
-    line(
-        "<text class=\"quiet\" x=\"12\" y=\"44\">Medians of interleaved rounds; the thin line runs from the smallest to the largest, \
-         the mark is the target. Right of 1: ahead of testpmd.</text>"
-            .to_owned(),
-    );
+    for (y, text) in [
+        (44, "Medians of interleaved rounds: right of 1 is ahead of testpmd."),
+        (61, "The thin line runs from the smallest to the largest ratio, the upright mark is the target."),
+    ] {
+        line(format!("<text class=\"quiet\" x=\"12\" y=\"{y}\">{text}</text>"));
+    }
     let mut at = 0.0;
     while at <= end + step / 2.0 {
         let class = if (at - 1.0_f64).abs() < 1e-9 { "one" } else { "grid" };

@@ -2,12 +2,12 @@
 //! held by SIGSTOP. All are up for the whole of a cell, so a slot costs no start, and slots can be short: the machines that
 //! this runs on change their speed within a minute, and what is compared has to be close in time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
 use super::daemon::Daemon;
-use super::process::Process;
+use super::process::{Process, Schedule};
 use super::testpmd::Testpmd;
 
 /// Time that programs have to get going again before anything is counted.
@@ -52,6 +52,8 @@ pub struct Sample {
     pub empty: Option<f64>,
     /// Frames under way at the end, as the generator counts them.
     pub in_flight: Option<u64>,
+    /// Share of the slot for which a program waited since others had its CPU.
+    pub waited: f64,
 }
 
 impl Contender {
@@ -88,9 +90,17 @@ impl Contender {
         forwarder.go_on();
         generator.go_on();
         std::thread::sleep(SETTLE);
+        let (before, begin) = (self.waited(), Instant::now());
         let sample = self.measure(time).with_context(|| self.name.clone());
+        let (after, slot) = (self.waited(), begin.elapsed());
         self.hold();
-        sample
+        let waited = (after? - before?).as_secs_f64() / slot.as_secs_f64();
+        sample.map(|sample| Sample { waited, ..sample })
+    }
+
+    fn waited(&self) -> Result<Duration> {
+        let [forwarder, generator] = self.processes();
+        Ok(Schedule::of(forwarder.id())?.waited + Schedule::of(generator.id())?.waited)
     }
 
     fn measure(&mut self, time: Duration) -> Result<Sample> {
@@ -118,7 +128,7 @@ impl Contender {
             }
             Forwarder::Testpmd(testpmd) => (testpmd.cycles()?, None),
         };
-        Ok(Sample { rate, cycles, empty, in_flight })
+        Ok(Sample { rate, cycles, empty, in_flight, waited: 0.0 })
     }
 }
 

@@ -1,12 +1,12 @@
 //! A single frame there and back, by our own guest against all back ends: the same prober for everyone.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::daemon::Daemon;
 use super::load::{Load, Ring};
-use super::process::Process;
+use super::process::{Process, Schedule};
 use super::results::{Measure, Side, Target};
 use super::rounds;
 use super::stage::{FORWARDER_CPU, OURS, Stage, loopbacks};
@@ -22,6 +22,8 @@ const FEWEST: u64 = 100;
 struct Times {
     p50: f64,
     p99: f64,
+    /// Seconds that the prober waited for its CPU; of a slot, the share of it that both sides waited.
+    waited: f64,
 }
 
 /// Someone who sends frames back.
@@ -54,14 +56,18 @@ impl Echo {
 
     fn slot(&self, stage: &Stage, gap: Duration) -> Result<Times> {
         self.process().go_on();
+        let (before, begin) = (Schedule::of(self.process().id())?, Instant::now());
         let words = ["probe".to_owned(), self.socket.clone(), stage.time.as_secs_f64().to_string()];
         let words: Vec<_> = words.into_iter().chain([gap.as_micros().to_string()]).collect();
         let times = stage.guests("probe", &words).and_then(|mut probe| {
-            probe.wait_for_end(stage.time + Duration::from_secs(10))?;
+            probe.wait_for_end(stage.time + Duration::from_secs(15))?;
             parse_times(&probe.log_from(0))
         });
+        let (after, slot) = (Schedule::of(self.process().id())?, begin.elapsed());
         self.process().hold();
-        times.with_context(|| self.name.clone())
+        let times = times.with_context(|| self.name.clone())?;
+        let waited = times.waited + (after.waited - before.waited).as_secs_f64();
+        Ok(Times { waited: waited / slot.as_secs_f64(), ..times })
     }
 }
 
@@ -116,19 +122,21 @@ fn interleave(stage: &Stage, echoes: &[Echo], gap: Duration) -> Result<Vec<Vec<T
 }
 
 fn sides(echoes: &[Echo], times: &[Vec<Times>], figure: fn(&Times) -> f64) -> Vec<Side> {
-    let side =
-        |(echo, times): (&Echo, &Vec<Times>)| Side::new(&echo.name, times.iter().map(|t| Some(figure(t))));
+    let side = |(echo, times): (&Echo, &Vec<Times>)| {
+        let waited = times.iter().map(|times| times.waited).collect();
+        Side { waited, ..Side::new(&echo.name, times.iter().map(|times| Some(figure(times)))) }
+    };
     echoes.iter().zip(times).map(side).collect()
 }
 
-/// The last line of a prober: `SAMPLES LOST P50 P99 MAX`.
+/// The last line of a prober: `SAMPLES LOST P50 P99 MAX WAITED`.
 fn parse_times(text: &str) -> Result<Times> {
     let line = text.lines().last().unwrap_or_default();
     let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    let [samples, lost, p50, p99, _] = numbers[..] else { anyhow::bail!("the prober said '{line}'") };
+    let [samples, lost, p50, p99, _, waited] = numbers[..] else { anyhow::bail!("the prober said '{line}'") };
     ensure!(lost == 0, "{lost} frames of {} were lost", samples + lost);
     ensure!(samples >= FEWEST, "only {samples} frames came back");
-    Ok(Times { p50: p50 as f64 / 1e3, p99: p99 as f64 / 1e3 })
+    Ok(Times { p50: p50 as f64 / 1e3, p99: p99 as f64 / 1e3, waited: waited as f64 / 1e9 })
 }
 
 #[cfg(test)]
@@ -137,9 +145,10 @@ mod tests {
 
     #[test]
     fn a_prober_that_lost_frames_measured_nothing() {
-        assert_eq!(parse_times("ready\n1000 0 2500 9000 100000\n").unwrap(), Times { p50: 2.5, p99: 9.0 });
-        assert!(parse_times("ready\n1000 1 2500 9000 100000\n").is_err());
-        assert!(parse_times("ready\n10 0 2500 9000 100000\n").is_err());
+        let times = Times { p50: 2.5, p99: 9.0, waited: 0.5 };
+        assert_eq!(parse_times("ready\n1000 0 2500 9000 100000 500000000\n").unwrap(), times);
+        assert!(parse_times("ready\n1000 1 2500 9000 100000 0\n").is_err());
+        assert!(parse_times("ready\n10 0 2500 9000 100000 0\n").is_err());
         assert!(parse_times("ready\n").is_err());
     }
 }

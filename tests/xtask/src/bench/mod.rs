@@ -57,7 +57,7 @@ pub struct Options {
     /// Measure only cells whose name contains this; the others stay on the page as they were
     #[arg(long, value_name = "TEXT")]
     cell: Option<String>,
-    /// How often each side is measured [default: 9, or 3 with --quick]
+    /// How often each side is measured [default: 9, or 5 with --quick]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
     /// Seconds of a round for each side [default: 3, or 1 with --quick]
@@ -122,15 +122,17 @@ fn measure(context: &Context, options: &Options, chosen: &[Cell], file: &Path) -
     let mut results = Results::read(file)?;
     if results.machine != machine {
         // Figures of two machines do not go onto one page.
+        if !results.cells.is_empty() {
+            println!("what was measured on another machine ({}) is forgotten", results.machine.cpu);
+        }
         results = Results { machine, ..Results::default() };
     }
     let run = tempfile::Builder::new().prefix("vf-bench.").tempdir().context("no temporary folder")?;
-    let (rounds, time) = if options.quick { (3, 1.0) } else { (9, 3.0) };
+    let (rounds, time) = if options.quick { (5, 1.0) } else { (9, 3.0) };
     let (rounds, time) = (options.rounds.map_or(rounds, usize::from), options.seconds.unwrap_or(time));
     let builds = builds()?;
-    results.peers.clear();
     for build in &builds {
-        results.peers.push((build.name.clone(), testpmd::version(build)?));
+        results.name_peer(&build.name, testpmd::version(build)?);
     }
     let commit = commit(&context.root)?;
     println!("{}: rounds of {time} s, {rounds} for each side", results.peers_line());
@@ -208,6 +210,12 @@ impl Results {
         let peers = self.peers.iter().map(|(name, version)| format!("{name} is {version}"));
         let peers = peers.collect::<Vec<_>>().join(", ");
         format!("forwarders on CPU {FORWARDER_CPU}, guests on CPU {GUEST_CPU}; {peers}")
+    }
+
+    /// Cells that are not measured again may have been compared with a build that is not there any more: it stays.
+    fn name_peer(&mut self, name: &str, version: String) {
+        self.peers.retain(|(known, _)| known != name);
+        self.peers.push((name.to_owned(), version));
     }
 
     fn sort_by(&mut self, names: &[&str]) {

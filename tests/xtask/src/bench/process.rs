@@ -149,6 +149,32 @@ impl Drop for Process {
     }
 }
 
+/// CPU time of all threads of a process, as the kernel's scheduler counts it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Schedule {
+    /// Time on a CPU.
+    pub ran: Duration,
+    /// Time that it was ready and others had its CPU.
+    pub waited: Duration,
+}
+
+impl Schedule {
+    /// Since the threads that are there now began.
+    pub fn of(pid: u32) -> Result<Self> {
+        let folder = format!("/proc/{pid}/task");
+        let mut sum = Self::default();
+        for thread in std::fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))? {
+            // A thread may end between the two calls.
+            let text = std::fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
+            let mut times =
+                text.split_whitespace().filter_map(|time| time.parse().ok().map(Duration::from_nanos));
+            sum.ran += times.next().unwrap_or_default();
+            sum.waited += times.next().unwrap_or_default();
+        }
+        Ok(sum)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,6 +215,11 @@ mod tests {
         let error = error.to_string();
         assert!(error.contains("before anything") && error.contains("no room"), "{error}");
         std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn this_process_has_used_its_cpu() {
+        assert!(Schedule::of(std::process::id()).unwrap().ran > Duration::ZERO);
     }
 
     #[test]

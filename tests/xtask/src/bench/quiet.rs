@@ -1,10 +1,10 @@
 //! What the daemon costs before anything moves: memory, the time to start, CPU time.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::process::Schedule;
 use super::relays::RELAYS;
 use super::results::{Measure, Side, Target};
 use super::stage::{OURS, Stage, loopbacks};
@@ -53,9 +53,9 @@ pub fn idle_cpu(stage: &Stage) -> Result<Vec<Measure>> {
     ensure!(daemon.guests()? == RELAYS, "{} of {RELAYS} guests are ready", daemon.guests()?);
     let mut values = Vec::new();
     for _ in 0..stage.rounds {
-        let before = cpu_time(daemon.process().id())?;
+        let before = Schedule::of(daemon.process().id())?.ran;
         std::thread::sleep(stage.time);
-        let used = cpu_time(daemon.process().id())?.saturating_sub(before);
+        let used = Schedule::of(daemon.process().id())?.ran.saturating_sub(before);
         values.push(Some(100.0 * used.as_secs_f64() / stage.time.as_secs_f64()));
     }
     let what = format!("CPU with {RELAYS} silent guests");
@@ -99,18 +99,6 @@ fn shared_of_its_own(smaps: &str) -> u64 {
     sum
 }
 
-/// CPU time that all threads of a process have used.
-fn cpu_time(pid: u32) -> Result<Duration> {
-    let folder = format!("/proc/{pid}/task");
-    let mut sum = 0;
-    for thread in std::fs::read_dir(Path::new(&folder)).with_context(|| format!("cannot read {folder}"))? {
-        // A thread may end between the two calls.
-        let text = std::fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
-        sum += text.split_whitespace().next().and_then(|time| time.parse::<u64>().ok()).unwrap_or(0);
-    }
-    Ok(Duration::from_nanos(sum))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,8 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_memory_and_used_time() {
+    fn this_process_has_memory() {
         assert!(memory(std::process::id()).unwrap() > 0.1);
-        assert!(cpu_time(std::process::id()).unwrap() > Duration::ZERO);
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::results::{Cell, IDLE_POLLS, Measure, Results, Target, Verdict};
-use super::rounds::{FEWEST, OFF, Spread};
+use super::rounds::{FEWEST, OFF, Spread, WAITED};
 use super::testpmd::IN_FLIGHT;
 
 /// A cell as lines for the terminal.
@@ -25,6 +25,9 @@ pub fn lines(cell: &Cell) -> Vec<String> {
         }
         if let Some(empty) = Spread::of(&measure.empty) {
             lines.push(format!("polls that found nothing: {}", percent(empty.median)));
+        }
+        if measure.disturbed() > 0 {
+            lines.push(format!("slots in which other programs had the CPUs: {}", measure.disturbed()));
         }
         if let Some(in_flight) = measure.in_flight {
             lines.push(format!("frames under way: {in_flight}"));
@@ -90,6 +93,10 @@ fn method(page: &mut String, results: &Results) {
         for (name, version) in &results.peers {
             add(format!("- {name}: {version}."));
         }
+        let slots = results.cells.iter().map(|cell| cell.seconds);
+        if let Some(slots) = Spread::of(&slots.collect::<Vec<_>>()) {
+            add(format!("- Slots: {}.", spread(&slots, "s")));
+        }
     }
     add(format!(
         "- The forwarder has CPU 1: our one worker, or all of testpmd (`--forward-mode=io`). The guests have CPU 0: testpmd with\n  \
@@ -104,7 +111,8 @@ fn method(page: &mut String, results: &Results) {
          SIGSTOP. The order turns round each time.\n\
          - What is shown are medians, with the smallest and the largest in brackets. Ratios are formed within a round, and their\n  \
          median is taken.\n\
-         - **The rule for disturbed rounds**: one in which either side is off its own median by more than a factor of {OFF} is thrown\n  \
+         - **The rule for disturbed rounds**: one in which either side is off its own median by more than a factor of {OFF}, or\n  \
+         in which the programs waited more than {} of the slot for CPUs that others had (`/proc/PID/task/*/schedstat`), is thrown\n  \
          away, both halves of it, before anything is computed. `7/9` are rounds kept and rounds run. With fewer than {FEWEST}, or less\n  \
          than half, left a row is not settled and meets no target.\n\
          - Cycles are TSC ticks of the forwarder's rounds in which frames came, by frames forwarded: testpmd's\n  \
@@ -115,6 +123,7 @@ fn method(page: &mut String, results: &Results) {
          - Many relays, memory and latency are measured with our own guests (`tests/src/bin/bench_guest.rs`), which do little\n  \
          more than move rings on. One busy guest has 512 frames under way, each of 64 busy ones 64. The prober that measures single\n  \
          frames is the same against every back end; it polls.",
+        percent(WAITED),
         percent(IDLE_POLLS)
     ));
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::rounds::{Pair, Spread};
+use super::rounds::{Pair, Spread, WAITED};
 use crate::tools;
 
 /// From this share of empty polls on, the generator is the limit.
@@ -75,6 +75,9 @@ pub struct Side {
     pub name: String,
     /// Values; null where there is none.
     pub values: Vec<Option<f64>>,
+    /// For each value, the share of its slot for which a program waited since others had its CPU.
+    #[serde(default)]
+    pub waited: Vec<f64>,
 }
 
 /// What a figure has to be.
@@ -111,11 +114,19 @@ pub enum Verdict {
 impl Side {
     /// Of these values.
     pub fn new(name: &str, values: impl IntoIterator<Item = Option<f64>>) -> Self {
-        Self { name: name.to_owned(), values: values.into_iter().collect() }
+        Self { name: name.to_owned(), values: values.into_iter().collect(), waited: Vec::new() }
     }
 
+    /// Values with NaN for those that are missing or that others disturbed.
     fn numbers(&self) -> Vec<f64> {
-        self.values.iter().map(|value| value.unwrap_or(f64::NAN)).collect()
+        let disturbed = |n: usize| self.waited.get(n).is_some_and(|waited| *waited > WAITED);
+        let number = |(n, value): (usize, &Option<f64>)| value.filter(|_| !disturbed(n)).unwrap_or(f64::NAN);
+        self.values.iter().enumerate().map(number).collect()
+    }
+
+    /// How many rounds others disturbed.
+    fn disturbed(&self) -> usize {
+        self.waited.iter().filter(|waited| **waited > WAITED).count()
     }
 }
 
@@ -142,6 +153,11 @@ impl Measure {
         Spread::of(&self.sides.first()?.values.iter().flatten().copied().collect::<Vec<_>>())
     }
 
+    /// Slots of all sides in which others had the CPUs.
+    pub fn disturbed(&self) -> usize {
+        self.sides.iter().map(Side::disturbed).sum()
+    }
+
     /// Whether it is what it has to be.
     pub fn verdict(&self) -> Verdict {
         let Some(target) = self.target else { return Verdict::Stated };
@@ -151,7 +167,9 @@ impl Measure {
                 None => return Verdict::Missing,
             },
             Target::RatioAtMost(limit) | Target::RatioAtLeast(limit) | Target::OverAtMost(limit) => {
-                let Some(pair) = self.pair(1) else { return Verdict::Missing };
+                let Some(pair) = self.pair(1) else {
+                    return if self.disturbed() > 0 { Verdict::Unsettled } else { Verdict::Missing };
+                };
                 if !pair.is_settled() {
                     return Verdict::Unsettled;
                 }
@@ -262,6 +280,17 @@ mod tests {
         assert_eq!(rate.verdict(), Verdict::Missing);
         rate.target = None;
         assert_eq!(rate.verdict(), Verdict::Stated);
+    }
+
+    #[test]
+    fn rounds_that_others_disturbed_do_not_count() {
+        let mut rate = measure(20.0, 10.0, Target::RatioAtLeast(1.3));
+        rate.sides.iter_mut().for_each(|side| side.values = vec![side.values[0]; 5]);
+        rate.sides[1].waited = vec![0.0, 0.5, 0.01, 0.9, 0.0];
+        let pair = rate.pair(1).unwrap();
+        assert_eq!((pair.kept, pair.rounds, rate.disturbed()), (3, 5, 2));
+        rate.sides[0].waited = vec![1.0; 5];
+        assert_eq!(rate.verdict(), Verdict::Unsettled);
     }
 
     #[test]

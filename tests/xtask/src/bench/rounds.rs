@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 /// A round counts only if each of the two sides is within this factor of its own median, up or down. Otherwise both
 /// halves are thrown away.
 pub const OFF: f64 = 1.3;
+/// Neither does a round in which a program waited for its CPU for more than this share of its slot: something else ran.
+pub const WAITED: f64 = 0.05;
 /// A cell with fewer pairs left, or less than half of them, is not settled.
 pub const FEWEST: usize = 3;
 

@@ -78,7 +78,8 @@ pub fn sides(
     figure: impl Fn(&Sample) -> Option<f64>,
 ) -> Vec<Side> {
     let side = |(contender, samples): (&Contender, &Vec<Sample>)| {
-        Side::new(&contender.name, samples.iter().map(&figure))
+        let waited = samples.iter().map(|sample| sample.waited).collect();
+        Side { waited, ..Side::new(&contender.name, samples.iter().map(&figure)) }
     };
     contenders.iter().zip(samples).map(side).collect()
 }
