@@ -1,6 +1,7 @@
 #![forbid(unsafe_code)]
-//! Project tasks: `cargo xtask test` installs what the tests need and runs all of them.
+//! Project tasks: `cargo xtask test` installs what the tests need and runs all of them; `cargo xtask bench` measures.
 
+mod bench;
 mod fuzz;
 mod job;
 mod mutants;
@@ -49,6 +50,8 @@ enum Task {
         #[arg(long, value_name = "TEXT")]
         scenario: Option<String>,
     },
+    /// Measure the daemon beside DPDK's testpmd and write docs/performance.md (two CPUs that nobody else uses)
+    Bench(bench::Options),
 }
 
 /// Where things are, and what was asked for.
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
         Task::Nightly { only, scenario } => {
             select(NIGHTLY, &only).and_then(|sets| run(&Context::new(scenario), sets))
         }
+        Task::Bench(options) => bench::run(&Context::new(None), &options).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
