@@ -7,6 +7,8 @@ use std::ptr::NonNull;
 
 use pmd::{Accepted, Burst, MacAddress, Segment, Transmit, TransmitQueue};
 
+use crate::counters::{DirectionCounters, DropReason};
+use crate::ring::ReceiveRing;
 use crate::ring::queue::Chain;
 
 /// Shortest Ethernet frame without FCS.
@@ -26,16 +28,30 @@ impl Announcement {
         Self(NonNull::from(leaked))
     }
 
-    /// Sends it; `false` when the queue has no room now.
-    pub fn send(&self, queue: &mut Transmit) -> bool {
+    fn burst(&self) -> Burst {
         let mut burst = Burst::new();
         // SAFETY: the allocation is `LENGTH` bytes long and lives as long as `self`; no reference to it exists.
         let segment = unsafe { Segment::new(self.0.cast(), LENGTH as u32) };
         // A chain of no slots is none of a guest: nobody waits for the token.
         burst.push(segment, Chain::default().token(0));
-        match queue.transmit(burst.frames()) {
+        burst
+    }
+
+    /// Sends it; `false` when the queue has no room now.
+    pub fn send(&self, queue: &mut Transmit) -> bool {
+        match queue.transmit(self.burst().frames()) {
             Accepted::Copied(n) | Accepted::Borrowed(n) | Accepted::Refused(n) => n > 0,
         }
+    }
+
+    /// Puts it into a guest's receive queue, or counts it as dropped when that has no room.
+    pub fn deliver(&self, ring: &mut ReceiveRing, counters: &DirectionCounters) {
+        counters.rx_frames.add(1);
+        counters.rx_bytes.add(LENGTH as u64);
+        if ring.deliver(self.burst().frames(), counters) == 0 {
+            counters.count_drop(ring.pair(), DropReason::GuestQueueFull, 1);
+        }
+        ring.flush(counters);
     }
 }
 

@@ -5,7 +5,9 @@
 //!   transmit rings ─────── lane vm_to_vf ───────▶ transmit queues      ring i to queue i mod their number
 //!   receive rings  ◀────── lane vf_to_vm ──────── receive queues       queue i to rings ≡ i, by flow
 //!
-//!   with a cable in place of the device:  transmit ring i ── lane vm_to_vf ──▶ receive ring i
+//!   with a cable in place of the device:  transmit ring i ── a lane ──▶ receive ring i
+//!     loopback      from the guest to itself, lane vm_to_vf
+//!     another VM    from the guest to the far one, lane vm_to_vf; from the far one to the guest, lane vf_to_vm
 //! ```
 
 use std::sync::Arc;
@@ -19,24 +21,105 @@ use crate::lane::{
     DeviceSink, Direction, Lane, LaneCounters, LaneKey, Leftover, MOST_PAIRS, Sink, Source, tell_apart,
 };
 use crate::path::Path;
-use crate::ring::{ReceiveRing, TransmitRing};
+use crate::ring::{ReceiveRing, Ring, TransmitRing};
 
 /// A device that holds borrowed frames longer than this, once they are wanted back, has them taken away.
 pub const TAKE_BACK_TIME: Duration = Duration::from_millis(100);
 
+/// Which of the guests that a relay may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The relay's own.
+    Near,
+    /// The one at the other end of a cable.
+    Far,
+}
+
+impl Side {
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Near => Self::Far,
+            Self::Far => Self::Near,
+        }
+    }
+}
+
+/// The rings of one guest.
+#[derive(Debug, Default)]
+pub struct GuestRings {
+    /// Transmit queues, by queue pair.
+    pub transmit: [Option<TransmitRing>; MOST_PAIRS],
+    /// Receive queues, by queue pair.
+    pub receive: [Option<ReceiveRing>; MOST_PAIRS],
+}
+
+impl GuestRings {
+    /// A ring by the index of its virtqueue.
+    pub fn ring(&mut self, index: usize) -> Option<&mut Ring> {
+        let pair = index / 2;
+        if index.is_multiple_of(2) {
+            self.receive.get_mut(pair)?.as_mut().map(ReceiveRing::ring)
+        } else {
+            self.transmit.get_mut(pair)?.as_mut().map(TransmitRing::ring)
+        }
+    }
+
+    /// All rings.
+    pub fn rings(&mut self) -> impl Iterator<Item = &mut Ring> {
+        let receive = self.receive.iter_mut().flatten().map(ReceiveRing::ring);
+        receive.chain(self.transmit.iter_mut().flatten().map(TransmitRing::ring))
+    }
+
+    /// Stops a ring, by the index of its virtqueue; where it stands.
+    pub fn finish(&mut self, index: usize) -> Option<u32> {
+        let pair = index / 2;
+        if index.is_multiple_of(2) {
+            self.receive.get_mut(pair)?.take().map(|mut ring| ring.ring().finish())
+        } else {
+            self.transmit.get_mut(pair)?.take().map(|mut ring| ring.ring().finish())
+        }
+    }
+
+    fn sources(&mut self) -> Vec<TransmitRing> {
+        self.transmit.iter_mut().filter_map(Option::take).collect()
+    }
+
+    fn sinks(&mut self) -> Vec<Sink> {
+        self.receive.iter_mut().filter_map(Option::take).map(Sink::Guest).collect()
+    }
+
+    fn put_transmit(&mut self, ring: TransmitRing) {
+        let pair = usize::from(ring.pair());
+        self.transmit[pair] = Some(ring);
+    }
+
+    fn put_receive(&mut self, ring: ReceiveRing) {
+        let pair = usize::from(ring.pair());
+        self.receive[pair] = Some(ring);
+    }
+}
+
+/// What a relay may have in the place of a device.
+#[derive(Debug)]
+pub enum Cable {
+    /// What the guest sends comes back to it.
+    Loopback,
+    /// Another guest, with its rings.
+    Guest(Box<GuestRings>),
+}
+
 /// What of a relay is at home.
 #[derive(Debug, Default)]
 pub struct Ends {
-    /// The guest's transmit queues, by queue pair.
-    pub guest_transmit: [Option<TransmitRing>; MOST_PAIRS],
-    /// The guest's receive queues, by queue pair.
-    pub guest_receive: [Option<ReceiveRing>; MOST_PAIRS],
+    /// The guest's rings.
+    pub near: GuestRings,
     /// The device's transmit queues, with what they take.
     device_transmit: Vec<DeviceSink>,
     /// The device's receive queues, with received frames that have not gone on.
     device_receive: Vec<(Receive, Leftover)>,
-    /// Whether the device is a cable.
-    pub cable: bool,
+    /// In the place of the device.
+    pub cable: Option<Cable>,
     /// Kept here since a device may have borrowed it.
     announcement: Option<Announcement>,
 }
@@ -91,9 +174,21 @@ impl Ends {
         (receive, transmit, lost)
     }
 
-    /// Tells the network behind the device that `mac` is here now (RARP, see [`Announcement`]). `false` when the device
-    /// takes nothing at present.
-    pub fn announce(&mut self, mac: MacAddress) -> bool {
+    /// The rings of a guest; `None` where there is no place for it.
+    pub fn guest(&mut self, side: Side) -> Option<&mut GuestRings> {
+        match (side, &mut self.cable) {
+            (Side::Near, _) => Some(&mut self.near),
+            (Side::Far, Some(Cable::Guest(far))) => Some(far),
+            (Side::Far, _) => None,
+        }
+    }
+
+    /// Tells the network behind the device, or the guest at the other end of the cable, that `mac` is here now (RARP, see
+    /// [`Announcement`]). `from` is the guest that has the address. `false` when nobody takes anything at present.
+    pub fn announce(&mut self, from: Side, mac: MacAddress, counters: &RelayCounters) -> bool {
+        if let Some(Cable::Guest(_)) = self.cable {
+            return self.announce_to_guest(from, mac, counters);
+        }
         let Some(sink) = self.device_transmit.first_mut() else { return false };
         // While the device has the last one, that one is on its way.
         if sink.queue.outstanding() > 0 && self.announcement.is_some() {
@@ -102,47 +197,48 @@ impl Ends {
         self.announcement.insert(Announcement::new(mac)).send(&mut sink.queue)
     }
 
-    /// Makes the lanes that these ends allow; what is not part of one stays.
-    pub fn lanes(&mut self, relay: u32, counters: &RelayCounters) -> Vec<Lane> {
-        let from_guest = self.guest_lane(relay, counters);
-        let from_device = self.device_lane(relay, counters);
-        from_guest.into_iter().chain(from_device).collect()
+    /// A guest that runs and has no room loses the announcement, as it would lose any frame.
+    fn announce_to_guest(&mut self, from: Side, mac: MacAddress, counters: &RelayCounters) -> bool {
+        let Some(rings) = self.guest(from.other()) else { return false };
+        let Some(ring) = rings.receive.iter_mut().flatten().next() else { return false };
+        let counters = match from {
+            Side::Near => &counters.vm_to_vf,
+            Side::Far => &counters.vf_to_vm,
+        };
+        Announcement::new(mac).deliver(ring, counters);
+        true
     }
 
-    fn guest_lane(&mut self, relay: u32, counters: &RelayCounters) -> Option<Lane> {
-        let rings: Vec<TransmitRing> = self.guest_transmit.iter_mut().filter_map(Option::take).collect();
+    /// Makes the lanes that these ends allow; what is not part of one stays.
+    pub fn lanes(&mut self, relay: u32, counters: &RelayCounters) -> Vec<Lane> {
+        let (from_guest, to_guest) = match &mut self.cable {
+            None => (self.lane_to_device(relay, counters), self.lane_from_device(relay, counters)),
+            Some(Cable::Loopback) => (loopback(&mut self.near, relay, counters), None),
+            Some(Cable::Guest(far)) => (
+                cable(&mut self.near, far, relay, counters, Side::Near),
+                cable(far, &mut self.near, relay, counters, Side::Far),
+            ),
+        };
+        from_guest.into_iter().chain(to_guest).collect()
+    }
+
+    fn lane_to_device(&mut self, relay: u32, counters: &RelayCounters) -> Option<Lane> {
+        let rings = self.near.sources();
         if rings.is_empty() {
             return None;
         }
-        let (sinks, sink_counters) = if self.cable {
-            (self.receive_sinks(), &counters.vf_to_vm)
-        } else {
-            (self.device_transmit.drain(..).map(Sink::Device).collect(), &counters.vm_to_vf)
-        };
-        let sinks = or_nobody(
-            sinks,
-            if self.cable { DropReason::VmNotConnected } else { DropReason::VfNotConnected },
-        );
-        let path = |(source, ring): (usize, &TransmitRing)| {
-            // The receive ring of the same pair, if it runs.
-            let twin = |sink: &Sink| matches!(sink, Sink::Guest(other) if other.pair() == ring.pair());
-            let sink = sinks.iter().position(twin).unwrap_or(usize::from(ring.pair()) % sinks.len());
-            Path::new(source, sink, ring.pair(), ring.may_offload())
-        };
-        let paths = rings.iter().enumerate().map(path).collect();
+        let sinks = self.device_transmit.drain(..).map(Sink::Device).collect();
         let key = LaneKey { relay, direction: Direction::VmToVf };
-        let counters =
-            LaneCounters { source: Arc::clone(&counters.vm_to_vf), sink: Arc::clone(sink_counters) };
-        Some(Lane::new(key, rings.into_iter().map(Source::Guest).collect(), sinks, paths, counters))
+        let counters = LaneCounters::of_one(&counters.vm_to_vf);
+        Some(guest_lane(key, rings, or_nobody(sinks, DropReason::VfNotConnected), counters))
     }
 
-    fn device_lane(&mut self, relay: u32, counters: &RelayCounters) -> Option<Lane> {
+    fn lane_from_device(&mut self, relay: u32, counters: &RelayCounters) -> Option<Lane> {
         if self.device_receive.is_empty() {
             return None;
         }
-        let sinks = or_nobody(self.receive_sinks(), DropReason::VmNotConnected);
-        let counters =
-            LaneCounters { source: Arc::clone(&counters.vf_to_vm), sink: Arc::clone(&counters.vf_to_vm) };
+        let sinks = or_nobody(self.near.sinks(), DropReason::VmNotConnected);
+        let counters = LaneCounters::of_one(&counters.vf_to_vm);
         let queues = self.device_receive.len();
         let pair = |sink: &Sink| match sink {
             Sink::Guest(ring) => ring.pair(),
@@ -167,10 +263,6 @@ impl Ends {
         Some(Lane::new(key, sources, sinks, paths, counters))
     }
 
-    fn receive_sinks(&mut self) -> Vec<Sink> {
-        self.guest_receive.iter_mut().filter_map(Option::take).map(Sink::Guest).collect()
-    }
-
     /// Takes a lane apart. With borrowed frames outstanding, its two ends must be joined again as they were.
     pub fn take_apart(&mut self, mut lane: Lane) {
         lane.put_back_waiting();
@@ -180,24 +272,68 @@ impl Ends {
         }
         for (source, leftover) in lane.sources.into_iter().zip(leftovers) {
             match source {
-                Source::Guest(ring) => {
-                    let pair = usize::from(ring.pair());
-                    self.guest_transmit[pair] = Some(ring);
-                }
+                Source::Guest(ring) => match (lane.key.direction, &mut self.cable) {
+                    (Direction::VfToVm, Some(Cable::Guest(far))) => far.put_transmit(ring),
+                    _ => self.near.put_transmit(ring),
+                },
                 Source::Device(queue) => self.device_receive.push((queue, leftover)),
             }
         }
         for sink in lane.sinks {
             match sink {
-                Sink::Guest(ring) => {
-                    let pair = usize::from(ring.pair());
-                    self.guest_receive[pair] = Some(ring);
-                }
+                Sink::Guest(ring) => match (lane.key.direction, &mut self.cable) {
+                    (Direction::VmToVf, Some(Cable::Guest(far))) => far.put_receive(ring),
+                    _ => self.near.put_receive(ring),
+                },
                 Sink::Device(sink) => self.device_transmit.push(sink),
                 Sink::Nobody(_) => {}
             }
         }
     }
+}
+
+/// From a guest's transmit queues to its own receive queues.
+fn loopback(guest: &mut GuestRings, relay: u32, counters: &RelayCounters) -> Option<Lane> {
+    let rings = guest.sources();
+    if rings.is_empty() {
+        return None;
+    }
+    let sinks = or_nobody(guest.sinks(), DropReason::VmNotConnected);
+    let key = LaneKey { relay, direction: Direction::VmToVf };
+    let counters =
+        LaneCounters { source: Arc::clone(&counters.vm_to_vf), sink: Arc::clone(&counters.vf_to_vm) };
+    Some(guest_lane(key, rings, sinks, counters))
+}
+
+/// From one guest's transmit queues to another's receive queues. `from` says which of the two the first one is.
+fn cable(
+    source: &mut GuestRings,
+    sink: &mut GuestRings,
+    relay: u32,
+    counters: &RelayCounters,
+    from: Side,
+) -> Option<Lane> {
+    let rings = source.sources();
+    if rings.is_empty() {
+        return None;
+    }
+    let (direction, counters, nobody) = match from {
+        Side::Near => (Direction::VmToVf, &counters.vm_to_vf, DropReason::VfNotConnected),
+        Side::Far => (Direction::VfToVm, &counters.vf_to_vm, DropReason::VmNotConnected),
+    };
+    let sinks = or_nobody(sink.sinks(), nobody);
+    Some(guest_lane(LaneKey { relay, direction }, rings, sinks, LaneCounters::of_one(counters)))
+}
+
+/// A lane from transmit queues, each with one sink: the receive queue of its pair if that runs, else by its number.
+fn guest_lane(key: LaneKey, rings: Vec<TransmitRing>, sinks: Vec<Sink>, counters: LaneCounters) -> Lane {
+    let path = |(source, ring): (usize, &TransmitRing)| {
+        let twin = |sink: &Sink| matches!(sink, Sink::Guest(other) if other.pair() == ring.pair());
+        let sink = sinks.iter().position(twin).unwrap_or(usize::from(ring.pair()) % sinks.len());
+        Path::new(source, sink, ring.pair(), ring.may_offload())
+    };
+    let paths = rings.iter().enumerate().map(path).collect();
+    Lane::new(key, rings.into_iter().map(Source::Guest).collect(), sinks, paths, counters)
 }
 
 fn or_nobody(mut sinks: Vec<Sink>, reason: DropReason) -> Vec<Sink> {

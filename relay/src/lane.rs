@@ -40,7 +40,7 @@ const FLOW_BYTES: usize = 128;
 pub enum Direction {
     /// From the device to the guest.
     VfToVm,
-    /// From the guest to the device; a cable too, which has the guest at both ends.
+    /// From the guest to the device; of a loopback, both ways.
     VmToVf,
 }
 
@@ -115,13 +115,20 @@ impl Sink {
 }
 
 /// The counters that a lane writes: what comes in at the source is counted in one block, what goes out at the sink in
-/// another. Only for a cable, which serves both directions, are they two.
+/// another. Only for a loopback, which serves both directions, are they two.
 #[derive(Clone, Debug)]
 pub struct LaneCounters {
     /// Frames from the source, and drops.
     pub source: Arc<DirectionCounters>,
     /// Frames to the sink, and those that did not fit the guest's buffers.
     pub sink: Arc<DirectionCounters>,
+}
+
+impl LaneCounters {
+    /// For a lane that serves one direction.
+    pub(crate) fn of_one(direction: &Arc<DirectionCounters>) -> Self {
+        Self { source: Arc::clone(direction), sink: Arc::clone(direction) }
+    }
 }
 
 /// One lane.

@@ -12,8 +12,8 @@ use forwarder_tests::wait::eventually;
 use pmd::{Device, DeviceEvent, MacAddress};
 use relay::counters::DropReason;
 use relay::driver::nic::{GuestNic, NicOptions};
-use relay::ends::Ends;
-use relay::relay::{DeviceState, RemoveError};
+use relay::ends::{Ends, RelayCounters, Side};
+use relay::relay::{DeviceState, GuestPort, RemoveError};
 
 fn connect(stand: &Stand) -> GuestNic {
     stand.connect(0, NicOptions::default()).unwrap()
@@ -217,7 +217,7 @@ fn an_announcement_is_taken_back_before_the_device_goes() {
     let queues = device.start().unwrap();
     let mut ends = Ends::default();
     ends.put_device(queues.receive, queues.transmit, 1518);
-    assert!(ends.announce(MacAddress([2, 0, 0, 0, 0, 1])));
+    assert!(ends.announce(Side::Near, MacAddress([2, 0, 0, 0, 0, 1]), &RelayCounters::default()));
     assert_eq!(look(&bench).borrowed.len(), 1);
     // There is no lane that could do it: no transmit queue of a guest runs.
     let (_, transmit, _) = ends.take_device();
@@ -228,7 +228,7 @@ fn an_announcement_is_taken_back_before_the_device_goes() {
 fn a_guest_that_has_left_is_not_announced_when_another_comes() {
     let stand = Stand::new(1);
     let first = connect(&stand);
-    stand.relay(0).announce(MacAddress([2, 0, 0, 0, 0, 1]));
+    GuestPort::from(Arc::clone(stand.relay(0))).announce(MacAddress([2, 0, 0, 0, 0, 1]));
     drop(first);
     eventually("the guest is gone", || stand.relay(0).status().guest.is_none());
     let (device, bench) = Borrower::new();

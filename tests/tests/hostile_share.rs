@@ -23,7 +23,7 @@ use forwarder_tests::wait::{eventually, within};
 use relay::driver::memory::GuestRam;
 use relay::driver::nic::{GuestNic, NicOptions, SENDER_OFFLOADS};
 use relay::driver::split::{Descriptor, DriverRing, INDIRECT, NEXT, WRITE, write_descriptor};
-use relay::ends::{Ends, RelayCounters};
+use relay::ends::{Cable, Ends, RelayCounters};
 use relay::guest::features::Features;
 use relay::guest::memory::{GuestMemory, RegionDescription};
 use relay::guest::space::AddressSpace;
@@ -381,9 +381,9 @@ impl Bare {
         };
         let features = Features(1 << 32 | features);
         let mut ends = Ends::default();
-        ends.cable = true;
-        ends.guest_transmit[0] = Some(TransmitRing::new(ring(&transmit), 0, features.transmit_rules()));
-        ends.guest_receive[0] = Some(ReceiveRing::new(ring(&receive), 0, features.receive_rules()));
+        ends.cable = Some(Cable::Loopback);
+        ends.near.transmit[0] = Some(TransmitRing::new(ring(&transmit), 0, features.transmit_rules()));
+        ends.near.receive[0] = Some(ReceiveRing::new(ring(&receive), 0, features.receive_rules()));
         let lane = ends.lanes(0, &RelayCounters::default()).pop().unwrap();
         Self { ram, transmit, receive, lane }
     }

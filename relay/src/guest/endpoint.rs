@@ -1,4 +1,4 @@
-//! The endpoint of a relay: its socket, and the thread that serves one front end at a time on it.
+//! The endpoint of a guest: its socket, and the thread that serves one front end at a time on it.
 //!
 //! The socket is ours, and front ends connect to it (server mode), or it is the front end's, and we connect as soon and
 //! as often as it is there (client mode). Sessions are the same.
@@ -21,7 +21,7 @@ use super::positions::Positions;
 use super::session::Session;
 use super::socket::SocketOwner;
 use super::watch::DirectoryWatch;
-use crate::relay::{GuestState, Relay};
+use crate::relay::{GuestPort, GuestState};
 
 /// How often a connected guest's memory is looked after, and a half message's age.
 const TICK: Duration = Duration::from_secs(1);
@@ -49,22 +49,22 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 impl Endpoint {
-    /// Serves `relay` on `listener`, which listens on `path` without blocking (see [`super::socket::listen`]). Where its
+    /// Serves `port` on `listener`, which listens on `path` without blocking (see [`super::socket::listen`]). Where its
     /// rings stand is kept in `positions`.
     pub fn start(
-        relay: Arc<Relay>,
+        port: impl Into<GuestPort>,
         listener: UnixListener,
         path: &Path,
         options: GuestOptions,
         positions: Option<Positions>,
     ) -> io::Result<Endpoint> {
-        Self::spawn(relay, Source::Listening(listener), path, identity(path), options, positions)
+        Self::spawn(port.into(), Source::Listening(listener), path, identity(path), options, positions)
     }
 
-    /// Serves `relay` on the socket that a front end has at `path`, whenever it is there. `watch` is that of the socket's
+    /// Serves `port` on the socket that a front end has at `path`, whenever it is there. `watch` is that of the socket's
     /// directory; only while that is such as [`super::socket::check_directory`] accepts for `owner` is it connected to.
     pub fn connecting(
-        relay: Arc<Relay>,
+        port: impl Into<GuestPort>,
         path: &Path,
         owner: SocketOwner,
         watch: &DirectoryWatch,
@@ -72,11 +72,11 @@ impl Endpoint {
         positions: Option<Positions>,
     ) -> io::Result<Endpoint> {
         let connector = Connector::new(path, owner, watch)?;
-        Self::spawn(relay, Source::Connecting(connector), path, None, options, positions)
+        Self::spawn(port.into(), Source::Connecting(connector), path, None, options, positions)
     }
 
     fn spawn(
-        relay: Arc<Relay>,
+        port: GuestPort,
         source: Source,
         path: &Path,
         identity: Option<(u64, u64)>,
@@ -85,10 +85,11 @@ impl Endpoint {
     ) -> io::Result<Endpoint> {
         let positions = positions.map(|positions| Arc::new(Mutex::new(positions)));
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let id = relay.id();
+        let id = port.id();
+        let name = format!("vhost-{id}{}", if port.is_far() { "-far" } else { "" });
         let path = path.to_owned();
         let server = Server {
-            relay,
+            port,
             source,
             path: path.clone(),
             options,
@@ -97,13 +98,12 @@ impl Endpoint {
             guest: None,
             closed_until: None,
         };
-        let name = format!("vhost-{id}");
         let thread =
             std::thread::Builder::new().name(name).stack_size(256 * 1024).spawn(move || server.run())?;
         Ok(Endpoint { relay: id, path, identity, stop, thread: Some(thread) })
     }
 
-    /// Virtio-id of the relay.
+    /// Virtio-id of the relay that the guest is at.
     pub fn relay(&self) -> u32 {
         self.relay
     }
@@ -149,7 +149,7 @@ impl Source {
 }
 
 struct Server {
-    relay: Arc<Relay>,
+    port: GuestPort,
     source: Source,
     path: PathBuf,
     options: GuestOptions,
@@ -190,11 +190,7 @@ impl Server {
                 match poll(&mut fds, timeout.as_ref()) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
                     Err(error) => {
-                        tracing::error!(
-                            "relay {}: cannot wait for {}: {error}",
-                            self.relay.id(),
-                            self.path.display()
-                        );
+                        tracing::error!("{}: cannot wait for {}: {error}", self.port, self.path.display());
                         return;
                     }
                 }
@@ -231,11 +227,7 @@ impl Server {
             Ok((stream, _)) => self.begin(stream),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
-                tracing::warn!(
-                    "relay {}: cannot accept on {}: {error}",
-                    self.relay.id(),
-                    self.path.display()
-                );
+                tracing::warn!("{}: cannot accept on {}: {error}", self.port, self.path.display());
                 // Out of descriptors, say: the connection stays in the queue, and asking again at once would spin.
                 std::thread::sleep(Duration::from_millis(100));
             }
@@ -253,28 +245,28 @@ impl Server {
     }
 
     fn begin(&mut self, stream: UnixStream) {
-        let (id, path) = (self.relay.id(), self.path.display());
+        let (port, path) = (&self.port, self.path.display());
         let connection = match Connection::new(stream) {
             Ok(connection) => connection,
-            Err(error) => return tracing::warn!("relay {id}: cannot use a connection on {path}: {error}"),
+            Err(error) => return tracing::warn!("{port}: cannot use a connection on {path}: {error}"),
         };
         let peer = connection.peer();
         let who = |peer: Option<i32>| peer.map_or("a process".to_owned(), |pid| format!("process {pid}"));
         if let Some(present) = &self.guest {
             return tracing::warn!(
-                "relay {id}: refused a second VM on {path} ({}): {} is connected",
+                "{port}: refused a second VM on {path} ({}): {} is connected",
                 who(peer),
                 who(present.connection.peer())
             );
         }
         self.tell(Tone::News, format_args!("VM connected on {path} ({})", who(peer)));
         let positions = self.positions.clone();
-        match Session::new(Arc::clone(&self.relay), &self.options, positions, peer) {
+        match Session::new(self.port.clone(), &self.options, positions, peer) {
             Ok(session) => {
                 let since = Instant::now();
                 self.guest = Some(Guest { session, connection, since, spoke: false, ran: false });
             }
-            Err(error) => tracing::warn!("relay {id}: cannot serve {path}: {error}"),
+            Err(error) => tracing::warn!("{port}: cannot serve {path}: {error}"),
         }
     }
 
@@ -286,7 +278,7 @@ impl Server {
         let served = guest.serve();
         let end =
             served.err().or_else(|| guest.session.offence().map(|offence| End::Fault(offence.to_owned())));
-        let begins = !guest.ran && self.relay.status().guest_state == GuestState::Ready;
+        let begins = !guest.ran && self.port.guest_state() == GuestState::Ready;
         guest.ran |= begins;
         // One that was never spoken on may have waited in a front end's queue all the time.
         let good = guest.ran || guest.spoke && guest.since.elapsed() >= LASTING;
@@ -313,12 +305,12 @@ impl Server {
 
     /// Logs; but not again and again what a front end makes happen by ending each session that we begin.
     fn tell(&self, tone: Tone, what: std::fmt::Arguments<'_>) {
-        let id = self.relay.id();
+        let port = &self.port;
         let repeats = matches!(&self.source, Source::Connecting(connector) if connector.repeats());
         match tone {
-            _ if repeats => tracing::debug!("relay {id}: {what}"),
-            Tone::News => tracing::info!("relay {id}: {what}"),
-            Tone::Warning => tracing::warn!("relay {id}: {what}"),
+            _ if repeats => tracing::debug!("{port}: {what}"),
+            Tone::News => tracing::info!("{port}: {what}"),
+            Tone::Warning => tracing::warn!("{port}: {what}"),
         }
     }
 }

@@ -38,7 +38,7 @@ use super::payload::{
 use super::positions::{LENGTH, Positions};
 use super::space::AddressSpace;
 use crate::lane::MOST_PAIRS;
-use crate::relay::{GuestStatus, Relay};
+use crate::relay::{GuestPort, GuestStatus};
 use crate::ring::config::MAX_SIZE;
 use crate::ring::notify::{Call, check_eventfd};
 use crate::ring::{RingConfig, RingError};
@@ -129,7 +129,7 @@ pub struct Reply {
 /// The state of one connection.
 #[derive(Debug)]
 pub struct Session {
-    relay: Arc<Relay>,
+    port: GuestPort,
     offered: Features,
     features: Features,
     memory: Arc<GuestMemory>,
@@ -159,15 +159,16 @@ pub struct Session {
 impl Session {
     /// A session that has heard nothing yet.
     pub fn new(
-        relay: Arc<Relay>,
+        port: impl Into<GuestPort>,
         options: &GuestOptions,
         positions: Option<Arc<Mutex<Positions>>>,
         peer: Option<i32>,
     ) -> std::io::Result<Self> {
+        let port = port.into();
         let bell = iotlb_miss::wake()?;
-        relay.set_guest(Some(GuestStatus { peer, features: 0, mtu: None }));
+        port.set_guest(Some(GuestStatus { peer, features: 0, mtu: None }));
         Ok(Self {
-            relay,
+            port,
             offered: Features::offered(options),
             features: Features::default(),
             memory: Arc::default(),
@@ -199,7 +200,7 @@ impl Session {
             if let Some((iova, needed)) = misses.take()
                 && let Err(error) = channel.send_miss(iova, needed)
             {
-                tracing::warn!("relay {}: the channel to the front end is broken: {error}", self.relay.id());
+                tracing::warn!("{}: the channel to the front end is broken: {error}", self.port);
                 self.channel = None;
                 return;
             }
@@ -209,7 +210,7 @@ impl Session {
     /// Obeys a message; returns what to send back, if anything. An error is the reason to end the connection.
     pub fn handle(&mut self, mut message: Message) -> Result<Option<Reply>, Refusal> {
         let header = message.header;
-        tracing::trace!(relay = self.relay.id(), request = ?header.request, "vhost-user");
+        tracing::trace!(at = %self.port, request = ?header.request, "vhost-user");
         let reply =
             |payload: &[u8]| Reply { bytes: message::reply(header.request, payload), descriptor: None };
         let acknowledge = |status: u64| {
@@ -226,7 +227,7 @@ impl Session {
             }
             Err(refusal) => match acknowledge(1) {
                 Some(reply) => {
-                    tracing::warn!("relay {}: refused {:?}: {refusal}", self.relay.id(), header.request);
+                    tracing::warn!("{}: refused {:?}: {refusal}", self.port, header.request);
                     Ok(Some(reply))
                 }
                 None => Err(refusal),
@@ -373,13 +374,13 @@ impl Session {
             R::SEND_RARP => {
                 // The address stands in the first six bytes of the payload, as in memory.
                 let [a, b, c, d, e, f, _, _] = number(message)?.to_ne_bytes();
-                self.relay.announce(MacAddress([a, b, c, d, e, f]));
+                self.port.announce(MacAddress([a, b, c, d, e, f]));
             }
             R::NET_SET_MTU => {
                 let mtu = number(message)?;
                 let most = self.max_mtu;
                 let possible = u16::try_from(mtu).ok().filter(|mtu| (MIN_MTU..=most).contains(mtu));
-                self.relay.set_guest_mtu(possible.ok_or(Refusal::Mtu { mtu, most })?);
+                self.port.set_guest_mtu(possible.ok_or(Refusal::Mtu { mtu, most })?);
             }
             R::SET_BACKEND_REQ_FD => {
                 let without = || Refusal::Descriptor("no descriptor".to_owned());
@@ -429,8 +430,8 @@ impl Session {
             return Err(Refusal::Features(bits & !self.offered.0));
         }
         let features = Features(bits);
-        let relay = Arc::clone(&self.relay);
-        let _held = relay.hold();
+        let port = self.port.clone();
+        let _held = port.hold();
         if self.features != features {
             self.stop_all(false);
             if self.features.logs() && !features.logs() {
@@ -438,7 +439,7 @@ impl Session {
                 self.log = None;
             }
             self.features = features;
-            self.relay.set_guest_features(bits);
+            self.port.set_guest_features(bits);
             self.space = Arc::new(self.make_space());
         }
         self.start_all()
@@ -453,8 +454,8 @@ impl Session {
         if self.log.as_ref().is_some_and(|log| !log.covers(memory.end())) {
             return Err(Refusal::SmallLog);
         }
-        let relay = Arc::clone(&self.relay);
-        let _held = relay.hold();
+        let port = self.port.clone();
+        let _held = port.hold();
         self.stop_all(false);
         self.memory = Arc::new(memory);
         self.space = Arc::new(self.make_space());
@@ -486,21 +487,21 @@ impl Session {
     fn renew_space(&mut self, removed: bool) -> Result<(), Refusal> {
         let space = Arc::new(self.make_space());
         let before = std::mem::replace(&mut self.space, space);
-        let relay = Arc::clone(&self.relay);
-        let _held = relay.hold();
+        let port = self.port.clone();
+        let _held = port.hold();
         if removed {
             self.asked.clear();
             for index in 0..RINGS {
                 let ring = &self.rings[index];
                 if ring.running && !self.is_in_place(&ring.config, &before) {
-                    let base = self.relay.suspend_ring(index);
+                    let base = self.port.suspend_ring(index);
                     let ring = &mut self.rings[index];
                     (ring.running, ring.suspended, ring.misses) = (false, true, None);
                     ring.config.base = base.unwrap_or(ring.config.base);
                 }
             }
         }
-        self.relay.set_space(&self.space, removed);
+        self.port.set_space(&self.space, removed);
         self.start_all()
     }
 
@@ -524,7 +525,7 @@ impl Session {
         let call = self.call(fd.as_ref())?;
         self.rings[index].call = fd;
         if self.rings[index].running {
-            self.relay.with_ring(index, |ring| ring.set_call(call));
+            self.port.with_ring(index, |ring| ring.set_call(call));
         }
         Ok(())
     }
@@ -534,7 +535,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         // Not as in a reset: the front end may come back to rings of which it only knows where they were at first.
         self.stop_all(false);
-        self.relay.set_guest(None);
+        self.port.set_guest(None);
     }
 }
 

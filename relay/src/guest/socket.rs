@@ -29,7 +29,9 @@ pub struct SocketOwner {
 #[derive(Debug, Error)]
 pub enum SocketError {
     /// Too long for a Unix socket.
-    #[error("socket path {path} has {length} bytes, {MAX_PATH} are possible: choose a shorter --vhost-path")]
+    #[error(
+        "socket path {path} has {length} bytes, {MAX_PATH} are possible: choose a shorter one (--vhost-path)"
+    )]
     TooLong {
         /// The path.
         path: PathBuf,
@@ -45,7 +47,7 @@ pub enum SocketError {
         reason: String,
     },
     /// Another process serves the socket.
-    #[error("socket {0} is served by another process: stop that one, or choose another --vhost-path")]
+    #[error("socket {0} is served by another process: stop that one, or choose another path")]
     InUse(PathBuf),
     /// There is something that is not a socket.
     #[error("{0} exists and is not a socket: move it away")]

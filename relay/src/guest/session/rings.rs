@@ -1,7 +1,7 @@
 //! The rings of a session: when they can run, and how they are started and stopped.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use super::{RINGS, Refusal, Session};
 use crate::guest::iotlb::Permission;
@@ -38,7 +38,7 @@ impl Session {
     pub(super) fn start_those_with_memory(&mut self) -> Result<(), Refusal> {
         (0..RINGS).try_for_each(|index| match self.start_ring(index) {
             Err(Refusal::Ring { cause: RingError::OutsideMemory { .. }, .. }) => {
-                tracing::debug!(relay = self.relay.id(), index, "ring waits for its memory");
+                tracing::debug!(at = %self.port, index, "ring waits for its memory");
                 Ok(())
             }
             other => other,
@@ -49,8 +49,8 @@ impl Session {
     ///
     /// Transmit queues first: on a cable their frames would go nowhere once the receive queues have stopped.
     pub(super) fn stop_all(&mut self, reset: bool) {
-        let relay = Arc::clone(&self.relay);
-        let _held = relay.hold();
+        let port = self.port.clone();
+        let _held = port.hold();
         for index in (1..RINGS).step_by(2).chain((0..RINGS).step_by(2)) {
             self.stop_ring(index);
             if reset {
@@ -99,12 +99,12 @@ impl Session {
             self.rings[index].misses = Some(reports);
         }
         (self.rings[index].running, self.rings[index].suspended) = (true, false);
-        tracing::debug!(relay = self.relay.id(), index, size = config.size, "ring started");
+        tracing::debug!(at = %self.port, index, size = config.size, "ring started");
         let pair = (index / 2) as u8;
         if index.is_multiple_of(2) {
-            self.relay.attach_receive(ReceiveRing::new(ring, pair, features.receive_rules()));
+            self.port.attach_receive(ReceiveRing::new(ring, pair, features.receive_rules()));
         } else {
-            self.relay.attach_transmit(TransmitRing::new(ring, pair, features.transmit_rules()));
+            self.port.attach_transmit(TransmitRing::new(ring, pair, features.transmit_rules()));
         }
         Ok(())
     }
@@ -117,7 +117,7 @@ impl Session {
         let identity = match RingIdentity::new(file, offset, ring.size()) {
             Ok(identity) => identity,
             Err(error) => {
-                tracing::warn!("relay {}: position of ring {index} is not kept: {error}", self.relay.id());
+                tracing::warn!("{}: position of ring {index} is not kept: {error}", self.port);
                 return ring;
             }
         };
@@ -128,7 +128,7 @@ impl Session {
         if let Some(predecessor) = predecessor.filter(|predecessor| predecessor.base == known)
             && ring.recover(&predecessor, index.is_multiple_of(2))
         {
-            tracing::info!("relay {}: ring {index} goes on where it was left, {ring}", self.relay.id());
+            tracing::info!("{}: ring {index} goes on where it was left, {ring}", self.port);
         }
         ring.keep_position(position);
         ring
@@ -164,9 +164,9 @@ impl Session {
             return;
         }
         ring.misses = None;
-        if let Some(base) = self.relay.detach_ring(index) {
+        if let Some(base) = self.port.detach_ring(index) {
             self.rings[index].config.base = base;
-            tracing::debug!(relay = self.relay.id(), index, base, "ring stopped");
+            tracing::debug!(at = %self.port, index, base, "ring stopped");
         }
     }
 }

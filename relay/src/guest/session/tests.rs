@@ -11,7 +11,7 @@ use crate::driver::split::{Descriptor, DriverRing, write_descriptor};
 use crate::guest::iotlb::Permission;
 use crate::guest::message::Header;
 use crate::mailbox::{WorkerHandle, mailbox};
-use crate::relay::{Lanes, Placement};
+use crate::relay::{Lanes, Placement, Relay};
 
 /// Virtqueue index of a transmit queue.
 const TRANSMIT: usize = 1;
