@@ -11,9 +11,10 @@ use control::api::{
 use pmd::VfOptions;
 use relay::counters::{DirectionCounters, DropReason};
 use relay::guest::endpoint::Endpoint;
-use relay::relay::{DeviceState, GuestState, Relay, RelayStatus, RemoveError};
+use relay::relay::{DeviceState, GuestState, GuestStatus, Relay, RelayStatus, RemoveError, Reservation};
 
 use crate::device::{Opened, open, problem};
+use crate::guests::{Guests, same_socket};
 use crate::metrics;
 
 /// Everything that serves: relays and their sockets. Workers are kept elsewhere, since they end last.
@@ -23,11 +24,19 @@ pub struct Forwarder {
     sockets: Vec<Option<PathBuf>>,
     endpoints: Mutex<Vec<Endpoint>>,
     vf_options: VfOptions,
+    guests: Guests,
+    /// Held while it is looked whether a device is free: of two that ask for it, one gets it.
+    choosing: Mutex<()>,
 }
 
 impl Forwarder {
     /// Takes relays with consecutive ids from 0 and the endpoints that serve them.
-    pub fn new(relays: Vec<Arc<Relay>>, endpoints: Vec<Endpoint>, vf_options: VfOptions) -> Self {
+    pub fn new(
+        relays: Vec<Arc<Relay>>,
+        endpoints: Vec<Endpoint>,
+        vf_options: VfOptions,
+        guests: Guests,
+    ) -> Self {
         let socket = |relay: &Arc<Relay>| {
             endpoints
                 .iter()
@@ -35,33 +44,79 @@ impl Forwarder {
                 .map(|endpoint| endpoint.path().to_owned())
         };
         let sockets = relays.iter().map(socket).collect();
-        Self { relays, sockets, endpoints: Mutex::new(endpoints), vf_options }
+        Self {
+            relays,
+            sockets,
+            endpoints: Mutex::new(endpoints),
+            vf_options,
+            guests,
+            choosing: Mutex::default(),
+        }
     }
 
     /// Opens `spec` for relay `id`.
     pub fn add(&self, id: u32, spec: &DeviceSpec, conditional: bool) -> Result<(), Problem> {
-        let relay = self.find(id)?;
         let name = spec.to_string();
-        if let DeviceSpec::Vf(_) | DeviceSpec::Tap(_) = spec
-            && let Some(other) = self.relays.iter().find(|other| other.id() != id && has_device(other, &name))
-        {
-            let detail = format!("{name} is in use by relay {}", other.id());
-            return Err(
-                Problem::new(ProblemCode::DeviceInUse, detail).with_remedy("remove it from there first")
-            );
-        }
-        let reservation = match relay.reserve(&name) {
-            Ok(reservation) => reservation,
-            Err(occupied) if conditional && occupied.device == name => return Ok(()),
-            Err(occupied) => return Err(Problem::new(ProblemCode::RelayOccupied, occupied.to_string())),
+        let Some(reservation) = self.reserve(id, spec, &name, conditional)? else { return Ok(()) };
+        let out_of_memory = |cause| {
+            Problem::new(ProblemCode::OutOfMemory, format!("no thread for {name} of relay {id}: {cause}"))
         };
-        match open(spec, &self.vf_options).map_err(|error| problem(&error))? {
-            Opened::Cable => reservation.attach_cable(),
-            Opened::Device(device) => reservation.attach(device).map_err(|cause| {
-                Problem::new(ProblemCode::OutOfMemory, format!("no control thread for {name}: {cause}"))
-            })?,
+        match open(spec, &self.vf_options, &self.guests).map_err(|error| problem(&error))? {
+            Opened::Loopback => reservation.attach_cable(),
+            Opened::Device(device) => reservation.attach(device).map_err(out_of_memory)?,
+            Opened::Guest(listener, path) => {
+                self.guests.serve_far(id, reservation, listener, &path).map_err(out_of_memory)?;
+            }
         }
         Ok(())
+    }
+
+    /// Sets the place of relay `id` aside for a device that nobody else has. `None` if it has that very one, and that is
+    /// good enough.
+    fn reserve(
+        &self,
+        id: u32,
+        spec: &DeviceSpec,
+        name: &str,
+        conditional: bool,
+    ) -> Result<Option<Reservation>, Problem> {
+        let relay = self.find(id)?;
+        let _choosing = self.choosing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(user) = self.user_of(id, spec, name) {
+            let (detail, remedy) = match user {
+                User::Device(other) => {
+                    (format!("{name} is in use by relay {other}"), "remove it from there first")
+                }
+                User::Socket(other) => (
+                    format!("{name}: that is the socket of relay {other} itself"),
+                    "choose another path for the second VM",
+                ),
+            };
+            return Err(Problem::new(ProblemCode::DeviceInUse, detail).with_remedy(remedy));
+        }
+        match relay.reserve(name) {
+            Ok(reservation) => Ok(Some(reservation)),
+            Err(occupied) if conditional && occupied.device == name => Ok(None),
+            Err(occupied) => Err(Problem::new(ProblemCode::RelayOccupied, occupied.to_string())),
+        }
+    }
+
+    /// Which other relay has what `spec` of relay `id` names, of those that can be had only once.
+    fn user_of(&self, id: u32, spec: &DeviceSpec, name: &str) -> Option<User> {
+        let others = || self.relays.iter().filter(|other| other.id() != id);
+        match spec {
+            DeviceSpec::Vf(_) | DeviceSpec::Tap(_) => {
+                others().find(|other| has_device(other, name)).map(|other| User::Device(other.id()))
+            }
+            DeviceSpec::VhostUser(path) => {
+                let own =
+                    |socket: &Option<PathBuf>| socket.as_ref().is_some_and(|own| same_socket(own, path));
+                let of_relay = self.sockets.iter().position(own).map(|id| User::Socket(id as u32));
+                let far = |other: &&Arc<Relay>| far_socket(other).is_some_and(|far| same_socket(&far, path));
+                of_relay.or_else(|| others().find(far).map(|other| User::Device(other.id())))
+            }
+            _ => None,
+        }
     }
 
     /// Ends all guests' connections and removes all devices, so that VFs are quiet and workers have no lanes.
@@ -70,8 +125,11 @@ impl Forwarder {
         for endpoint in &endpoints {
             endpoint.stop();
         }
-        // Devices before the endpoints are waited for: whatever a front end does to its session, VFs become quiet.
-        for relay in &self.relays {
+        // Devices before the endpoints are waited for, those of cables too: whatever a front end does to its session, VFs
+        // become quiet.
+        let (cables, devices): (Vec<_>, Vec<_>) =
+            self.relays.iter().partition(|relay| relay.status().far.is_some());
+        for relay in devices.into_iter().chain(cables) {
             match relay.remove_device(None) {
                 Ok(()) | Err(RemoveError::Nothing(_)) => {}
                 Err(error) => tracing::warn!("{error}"),
@@ -97,7 +155,7 @@ impl Forwarder {
             active: is_active(&status),
             guest_state: guest_state(status.guest_state),
             device_state: device_state(status.device_state),
-            guest: status.guest.map(|guest| Guest::new(guest.features, status.queue_pairs, guest.mtu)),
+            guest: status.guest.map(|guest| describe(&guest, status.queue_pairs)),
             cpus: cpus(&status),
             device: status.device.map(|device| {
                 let identity = device.identity;
@@ -110,8 +168,10 @@ impl Forwarder {
                     // A cable has no driver; neither has, yet, a device that is just being opened.
                     driver: identity.as_ref().map_or("-", |identity| identity.driver).to_owned(),
                     mac: identity.as_ref().and_then(|identity| identity.mac).map(|mac| mac.to_string()),
-                    link: Link { up: link_is_up(&device.name, device.link), speed },
+                    link: Link { up: matches!(device.link, Some(pmd::Link::Up { .. })), speed },
                     max_frame: identity.as_ref().map_or(0, |identity| identity.max_frame),
+                    guest_state: status.far.map(|far| guest_state(far.state)),
+                    guest: status.far.and_then(|far| Some(describe(&far.guest?, far.queue_pairs))),
                     name: device.name,
                 }
             }),
@@ -190,9 +250,24 @@ impl control::Daemon for Forwarder {
     }
 }
 
-/// A cable is always plugged in; of another device's link nothing is known until it was looked at.
-fn link_is_up(name: &str, link: Option<pmd::Link>) -> bool {
-    matches!(link, Some(pmd::Link::Up { .. })) || name == DeviceSpec::Loopback.to_string()
+/// Who has what was asked for.
+enum User {
+    /// It is this relay's device.
+    Device(u32),
+    /// It is where this relay's own VM is.
+    Socket(u32),
+}
+
+/// The socket of the VM at the other end of a relay's cable.
+fn far_socket(relay: &Relay) -> Option<PathBuf> {
+    match relay.status().device?.name.parse() {
+        Ok(DeviceSpec::VhostUser(path)) => Some(path),
+        _ => None,
+    }
+}
+
+fn describe(guest: &GuestStatus, queue_pairs: u32) -> Guest {
+    Guest::new(guest.features, queue_pairs, guest.mtu)
 }
 
 fn has_device(relay: &Relay, name: &str) -> bool {

@@ -1,7 +1,12 @@
 //! From the name of a device to the device.
 
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
 use control::api::{DeviceSpec, Problem, ProblemCode};
 use pmd::{Device, DeviceError, VfOptions};
+
+use crate::guests::Guests;
 
 /// What stands at the outside end of a relay.
 #[derive(Debug)]
@@ -9,11 +14,13 @@ pub enum Opened {
     /// A device with queues.
     Device(Box<dyn Device>),
     /// The guest's frames come back to it.
-    Cable,
+    Loopback,
+    /// Another guest, which will connect to this socket.
+    Guest(UnixListener, PathBuf),
 }
 
 /// Opens a device; may take seconds where hardware is slow to answer.
-pub fn open(spec: &DeviceSpec, options: &VfOptions) -> Result<Opened, DeviceError> {
+pub fn open(spec: &DeviceSpec, options: &VfOptions, guests: &Guests) -> Result<Opened, DeviceError> {
     match spec {
         DeviceSpec::Vf(address) => {
             // One spelling of the same address for the other.
@@ -21,11 +28,15 @@ pub fn open(spec: &DeviceSpec, options: &VfOptions) -> Result<Opened, DeviceErro
             let address = parsed.map_err(|error| DeviceError::Unsupported(error.to_string()))?;
             pmd::open_vf(address, options).map(Opened::Device)
         }
-        DeviceSpec::Loopback => Ok(Opened::Cable),
+        DeviceSpec::Loopback => Ok(Opened::Loopback),
+        DeviceSpec::VhostUser(path) => {
+            guests.listen_far(path).map(|listener| Opened::Guest(listener, path.clone()))
+        }
         DeviceSpec::Null => Ok(Opened::Device(Box::new(pmd::software::null::Null::new()))),
         DeviceSpec::Tap(name) => Ok(Opened::Device(Box::new(pmd::software::tap::Tap::open(name)?))),
         other => Err(DeviceError::Unsupported(format!(
-            "{other}: this version has no such device; it has VFs by PCI address, loopback, null and tap:IFNAME"
+            "{other}: this version has no such device; it has VFs by PCI address, loopback, null, tap:IFNAME and \
+             vhost-user:SOCKET"
         ))),
     }
 }

@@ -5,6 +5,7 @@ pub mod config;
 pub mod daemon;
 pub mod demo;
 pub mod device;
+pub mod guests;
 pub mod metrics;
 pub mod placement;
 pub mod service;

@@ -13,16 +13,15 @@ use control::server::Server;
 use pmd::VfOptions;
 use relay::Relay;
 use relay::guest::endpoint::Endpoint;
-use relay::guest::features::GuestOptions;
-use relay::guest::socket::{SocketOwner, listen, prepare_directory};
+use relay::guest::socket::{listen, prepare_directory};
 use relay::guest::watch::DirectoryWatch;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::config::{Config, InitialDevice};
 use crate::daemon::Forwarder;
+use crate::guests::Guests;
 use crate::placement::place;
-use crate::state::State;
 use crate::watchdog::{Watch, Watchdog, tell_systemd};
 use crate::worker::Worker;
 
@@ -45,8 +44,10 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .then(|| DirectoryWatch::start(&config.sockets.directory))
         .transpose()
         .with_context(|| format!("cannot watch {}", config.sockets.directory.display()))?;
-    let endpoints = if config.sockets.dynamic { Vec::new() } else { serve(config, &relays, watch.as_ref())? };
-    let forwarder = Arc::new(Forwarder::new(relays, endpoints, VfOptions::default()));
+    let guests = Guests::new(config);
+    let endpoints =
+        if config.sockets.dynamic { Vec::new() } else { serve(config, &guests, &relays, watch.as_ref())? };
+    let forwarder = Arc::new(Forwarder::new(relays, endpoints, VfOptions::default(), guests));
     let control = server.spawn(forwarder.clone()).context("no control thread")?;
     tracing::info!(
         "virtio-forwarder {} serves {} relays in {} with workers on CPUs {:?}, {:.0} ms after its start",
@@ -113,22 +114,17 @@ fn make_relays(config: &Config, workers: &[Worker]) -> anyhow::Result<Vec<Arc<Re
 
 fn serve(
     config: &Config,
+    guests: &Guests,
     relays: &[Arc<Relay>],
     watch: Option<&DirectoryWatch>,
 ) -> anyhow::Result<Vec<Endpoint>> {
-    let owner = SocketOwner { user: config.sockets.owner, group: config.sockets.group };
+    let owner = guests.owner();
     prepare_directory(&config.sockets.directory, owner)?;
-    let state = State::beside(&config.control.socket);
     let endpoint = |relay: &Arc<Relay>| {
         let id = relay.id();
         let path = config.sockets.path(id);
-        let positions = state.positions(id);
-        let guest = GuestOptions {
-            mergeable: config.guest.mergeable_buffers,
-            segmentation: config.guest.segmentation,
-            udp_segmentation: false,
-            mtu: config.mtu(id),
-        };
+        let positions = guests.state().positions(id);
+        let guest = guests.options(id);
         let endpoint = match watch.filter(|_| config.is_client(id)) {
             Some(watch) => Endpoint::connecting(Arc::clone(relay), &path, owner, watch, guest, positions),
             None => Endpoint::start(Arc::clone(relay), listen(&path, owner)?, &path, guest, positions),

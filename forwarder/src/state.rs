@@ -1,4 +1,5 @@
-//! What outlives the daemon: a folder `state` beside the control socket, with a small file for each relay.
+//! What outlives the daemon: a folder `state` beside the control socket, with a small file for each VM: `relay-N`, and
+//! `relay-N-far` at the other end of a cable.
 //!
 //! It holds how far the guest's packed rings are, which those do not show by themselves. A daemon that was killed and
 //! started again finds there where to go on. The folder belongs to the daemon's user alone.
@@ -10,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use relay::guest::positions::Positions;
 
-/// The folder; without it, rings of a daemon that died are taken up where their front end says.
-#[derive(Debug)]
+/// The folder; without it (the default), rings of a daemon that died are taken up where their front end says.
+#[derive(Debug, Default)]
 pub struct State {
     folder: Option<PathBuf>,
 }
@@ -35,7 +36,16 @@ impl State {
 
     /// The file of relay `id`.
     pub fn positions(&self, id: u32) -> Option<Positions> {
-        let path = self.folder.as_ref()?.join(format!("relay-{id}"));
+        self.open(&format!("relay-{id}"))
+    }
+
+    /// The file of the VM at the other end of the cable of relay `id`.
+    pub fn far_positions(&self, id: u32) -> Option<Positions> {
+        self.open(&format!("relay-{id}-far"))
+    }
+
+    fn open(&self, name: &str) -> Option<Positions> {
+        let path = self.folder.as_ref()?.join(name);
         Positions::open(&path)
             .inspect_err(|error| tracing::warn!("cannot use {}: {error}", path.display()))
             .ok()
@@ -69,6 +79,8 @@ mod tests {
         let socket = outer.path().join("control.sock");
         assert!(State::beside(&socket).positions(3).is_some());
         assert!(outer.path().join("state/relay-3").is_file());
+        assert!(State::beside(&socket).far_positions(3).is_some());
+        assert!(outer.path().join("state/relay-3-far").is_file());
         let state = State::beside(&socket);
         let held = state.positions(3);
         assert!(held.is_some() && state.positions(3).is_none(), "one daemon has it");

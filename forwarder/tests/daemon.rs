@@ -7,6 +7,7 @@ use std::sync::Arc;
 use control::Daemon;
 use control::api::{AddDevice, DeviceSpec, DeviceState, GuestState, ProblemCode, RemoveDevice};
 use forwarder::daemon::Forwarder;
+use forwarder::guests::Guests;
 use forwarder::worker::{Idle, Worker};
 use pmd::VfOptions;
 use relay::Relay;
@@ -18,7 +19,7 @@ fn forwarder() -> (Forwarder, Worker) {
     let worker = Worker::start(cpu, Idle::Adaptive).unwrap();
     let placement = Placement { vf_to_vm: worker.handle().clone(), vm_to_vf: worker.handle().clone() };
     let relays = (0..2).map(|id| Arc::new(Relay::new(id, placement.clone()))).collect();
-    (Forwarder::new(relays, Vec::new(), VfOptions::default()), worker)
+    (Forwarder::new(relays, Vec::new(), VfOptions::default(), Guests::default()), worker)
 }
 
 fn device(name: &str) -> DeviceSpec {

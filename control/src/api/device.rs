@@ -38,7 +38,9 @@ pub enum DeviceSpec {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DeviceSpecError {
     /// Neither a PCI address nor a known kind.
-    #[error("'{0}' names no device; write a PCI address (0000:02:08.0), loopback, null or tap:IFNAME")]
+    #[error(
+        "'{0}' names no device; write a PCI address (0000:02:08.0), loopback, null, tap:IFNAME or vhost-user:SOCKET"
+    )]
     UnknownKind(String),
     /// More than any name needs.
     #[error("the name of the device is too long: {0} bytes, and {LONGEST} are taken")]

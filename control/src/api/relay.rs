@@ -180,6 +180,12 @@ pub struct Device {
     pub link: Link,
     /// Longest frame that it carries, in bytes without FCS.
     pub max_frame: u32,
+    /// State of the VM at the other end, of a cable to one (`vhost-user:SOCKET`).
+    #[serde(default)]
+    pub guest_state: Option<GuestState>,
+    /// The VM that is connected at the other end.
+    #[serde(default)]
+    pub guest: Option<Guest>,
 }
 
 /// State of a device's wire.

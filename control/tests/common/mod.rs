@@ -41,6 +41,7 @@ impl FakeDaemon {
             mac: Some("52:54:00:00:00:01".to_owned()),
             link: Link { up: true, speed: Some(1000) },
             max_frame: 9234,
+            ..Device::default()
         };
         let guest = Some(Guest::new(1 << 32, 1, None));
         let relays = vec![
