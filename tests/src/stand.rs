@@ -98,13 +98,39 @@ impl Stand {
         self.watch.directory().join(format!("{id}.sock"))
     }
 
-    /// Gives relay `id` a cable.
+    /// Gives relay `id` a cable to its own guest.
     ///
     /// # Panics
     /// When the relay has a device.
     #[allow(clippy::expect_used)]
     pub fn loopback(&self, id: usize) {
         self.relays[id].reserve("loopback").expect("a free relay").attach_cable();
+    }
+
+    /// Gives relay `id` a cable to another guest, which connects to [`Stand::far_socket`].
+    ///
+    /// # Panics
+    /// When the relay has a device.
+    #[allow(clippy::expect_used)]
+    pub fn cable(&self, id: usize) {
+        let path = self.far_socket(id);
+        let listener = listen(&path, SocketOwner::default()).expect("a socket");
+        let reservation = self.relays[id].reserve("vhost-user").expect("a free relay");
+        let serve = |port| Endpoint::start(port, listener, &path, OFFER, None);
+        reservation.attach_guest(serve).expect("a thread");
+    }
+
+    /// The path of the socket at the other end of a relay's cable.
+    pub fn far_socket(&self, id: usize) -> PathBuf {
+        self.watch.directory().join(format!("{id}-far.sock"))
+    }
+
+    /// Connects a guest to the other end of the cable of relay `id`, with its rings running.
+    pub fn connect_far(&self, id: usize, options: NicOptions) -> Result<GuestNic, NicError> {
+        let nic = GuestNic::connect(&self.far_socket(id), options)?;
+        let runs = || self.relays[id].status().far.is_some_and(|far| far.state == GuestState::Ready);
+        eventually("the far guest's rings run", runs);
+        Ok(nic)
     }
 
     /// Gives relay `id` a device.
