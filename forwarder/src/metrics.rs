@@ -11,6 +11,7 @@ use prometheus_client::registry::Registry;
 use relay::Relay;
 use relay::counters::{Counter, DirectionCounters, DropReason};
 use relay::lane::MOST_PAIRS;
+use relay::relay::GuestState;
 
 /// Metrics of these relays as they are now.
 pub fn text(relays: &[Arc<Relay>]) -> Result<String, fmt::Error> {
@@ -104,7 +105,14 @@ impl Collector for Relays {
         let help = "Whether a VM is connected and its rings run";
         let mut family = encoder.encode_descriptor("guest_ready", help, None, gauge.metric_type())?;
         for relay in &self.0 {
-            let ready = relay.status().guest_state == relay::relay::GuestState::Ready;
+            let ready = relay.status().guest_state == GuestState::Ready;
+            ConstGauge::new(i64::from(ready)).encode(family.encode_family(&One { relay: relay.id() })?)?;
+        }
+        let help = "Whether a VM is connected at the other end of a cable and its rings run";
+        let mut family = encoder.encode_descriptor("far_guest_ready", help, None, gauge.metric_type())?;
+        for relay in &self.0 {
+            let Some(far) = relay.status().far else { continue };
+            let ready = far.state == GuestState::Ready;
             ConstGauge::new(i64::from(ready)).encode(family.encode_family(&One { relay: relay.id() })?)?;
         }
         Ok(())

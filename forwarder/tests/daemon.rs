@@ -69,6 +69,33 @@ fn what_cannot_be_done_has_the_code_that_says_why() {
 }
 
 #[test]
+fn a_cable_to_another_vm_has_a_socket_that_nobody_else_has() {
+    let (daemon, _worker) = forwarder();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("vm.sock");
+    let name = format!("vhost-user:{}", socket.display());
+    add(&daemon, 0, &name, false).unwrap();
+    assert_eq!(add(&daemon, 0, &name, true), Ok(()), "the same");
+    let relay = daemon.relay(0).unwrap();
+    let cable = relay.device.unwrap();
+    assert_eq!((relay.device_state, cable.guest_state), (DeviceState::Added, Some(GuestState::Uninit)));
+    assert_eq!((cable.name.as_str(), cable.guest, cable.link.up), (name.as_str(), None, false));
+    let text = daemon.metrics_text().unwrap();
+    assert!(text.contains(r#"virtio_forwarder_far_guest_ready{relay="0"} 0"#), "{text}");
+    assert!(!text.contains(r#"far_guest_ready{relay="1"}"#), "{text}");
+
+    let other_spelling = format!("vhost-user:{}/./vm.sock", folder.path().display());
+    assert_eq!(add(&daemon, 1, &other_spelling, false), Err(ProblemCode::DeviceInUse));
+    assert_eq!(add(&daemon, 1, "vhost-user:vm.sock", false), Err(ProblemCode::DeviceNotReady));
+    assert!(socket.exists());
+    remove(&daemon, 0, Some(&name), false).unwrap();
+    assert!(!socket.exists());
+    add(&daemon, 1, &other_spelling, false).unwrap();
+    daemon.stop();
+    assert!(!socket.exists());
+}
+
+#[test]
 fn statistics_leave_out_what_is_not_active_unless_asked() {
     let (daemon, _worker) = forwarder();
     add(&daemon, 1, "null", false).unwrap();

@@ -10,6 +10,7 @@ use relay::Relay;
 use relay::driver::nic::{GuestNic, NicError, NicOptions};
 use relay::guest::endpoint::Endpoint;
 use relay::guest::features::GuestOptions;
+use relay::guest::positions::Positions;
 use relay::guest::socket::{SocketOwner, listen};
 use relay::guest::watch::DirectoryWatch;
 use relay::relay::{GuestState, Placement};
@@ -111,12 +112,20 @@ impl Stand {
     ///
     /// # Panics
     /// When the relay has a device.
-    #[allow(clippy::expect_used)]
     pub fn cable(&self, id: usize) {
+        self.cable_with(id, None);
+    }
+
+    /// The same, with how far the far guest's packed rings are kept in `positions`.
+    ///
+    /// # Panics
+    /// When the relay has a device.
+    #[allow(clippy::expect_used)]
+    pub fn cable_with(&self, id: usize, positions: Option<Positions>) {
         let path = self.far_socket(id);
         let listener = listen(&path, SocketOwner::default()).expect("a socket");
         let reservation = self.relays[id].reserve("vhost-user").expect("a free relay");
-        let serve = |port| Endpoint::start(port, listener, &path, OFFER, None);
+        let serve = |port| Endpoint::start(port, listener, &path, OFFER, positions);
         reservation.attach_guest(serve).expect("a thread");
     }
 

@@ -17,6 +17,7 @@ use forwarder_tests::wait::eventually;
 use relay::counters::DropReason;
 use relay::driver::memory::GuestRam;
 use relay::driver::nic::{GuestNic, NicOptions, RECEIVER_OFFLOADS, SENDER_OFFLOADS};
+use relay::guest::positions::Positions;
 use relay::relay::{DeviceState, GuestPort, GuestState, RemoveError};
 use vhost::VhostUserMemoryRegionInfo;
 use vhost::vhost_user::VhostUserFrontend;
@@ -97,8 +98,8 @@ fn guests_with_all_kinds_of_rings_reach_each_other() {
             ..NicOptions::default()
         };
         let (mut near, mut far) = pair(&stand, near, far);
-        both_ways(&mut near, &mut far, 2, 200);
-        frames += 800;
+        both_ways(&mut near, &mut far, 2, 50);
+        frames += 200;
         for (direction, name) in [(&counters.vm_to_vf, "near to far"), (&counters.vf_to_vm, "far to near")] {
             assert_eq!((direction.rx_frames.get(), direction.tx_frames.get()), (frames, frames), "{name}");
             assert_eq!(direction.rx_bytes.get(), direction.tx_bytes.get(), "{name}");
@@ -110,6 +111,15 @@ fn guests_with_all_kinds_of_rings_reach_each_other() {
     nothing_was_dropped(&stand);
 }
 
+fn lead_to_their_numbers(from: &mut GuestNic, to: &mut GuestNic) {
+    for queue in 0..from.pairs() {
+        assert!(from.send_on(queue, &[0; 12], &frame(7)));
+        from.flush();
+        eventually("it arrives there", || to.receive_on(queue % to.pairs(), 1, |_, _| ()) == 1);
+        from.take_sent();
+    }
+}
+
 #[test]
 fn a_ring_leads_to_that_of_its_number_as_far_as_there_is_one() {
     for packed in [false, true] {
@@ -117,15 +127,8 @@ fn a_ring_leads_to_that_of_its_number_as_far_as_there_is_one() {
             let stand = stand();
             let options = |queue_pairs| NicOptions { packed, queue_pairs, ..NicOptions::default() };
             let (mut near, mut far) = pair(&stand, options(near_pairs), options(far_pairs));
-            for (from, to) in [(&mut near, &mut far)] {
-                for queue in 0..from.pairs() {
-                    assert!(from.send_on(queue, &[0; 12], &frame(7)));
-                    from.flush();
-                    let sink = if queue < to.pairs() { queue } else { queue % to.pairs() };
-                    eventually("it arrives there", || to.receive_on(sink, 1, |_, _| ()) == 1);
-                }
-                from.take_sent();
-            }
+            lead_to_their_numbers(&mut near, &mut far);
+            lead_to_their_numbers(&mut far, &mut near);
             both_ways(&mut near, &mut far, 32, 20);
             let status = stand.relay(0).status();
             assert_eq!(status.queue_pairs, u32::from(near_pairs));
@@ -349,6 +352,30 @@ fn a_cable_is_removed_and_plugged_in_again_under_traffic() {
     stand.relay(0).remove_device(None).unwrap();
     stand.loopback(0);
     exchange(&mut near, 0, 200);
+}
+
+/// A cable that is taken away does to its guest what the death of a daemon does: the guest hears nothing of its rings.
+#[test]
+fn rings_of_a_far_guest_go_on_where_an_earlier_back_end_left_them() {
+    for packed in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let positions = || Some(Positions::open(&folder.path().join("relay-0-far")).unwrap());
+        let stand = Stand::new(1);
+        stand.cable_with(0, positions());
+        let (mut near, mut far) =
+            pair(&stand, NicOptions::default(), NicOptions { packed, ..NicOptions::default() });
+        let (mut out, mut back) = (Flows::new(1, SIZES), Flows::new(1, SIZES));
+        for _ in 0..5 {
+            out.carry(&mut near, &mut far, 77);
+            back.carry(&mut far, &mut near, 55);
+            stand.relay(0).remove_device(None).unwrap();
+            stand.cable_with(0, positions());
+            far.rejoin(&stand.far_socket(0)).unwrap();
+        }
+        out.carry(&mut near, &mut far, 77);
+        back.carry(&mut far, &mut near, 55);
+        nothing_was_dropped(&stand);
+    }
 }
 
 /// The guest's front end announces 02:00:00:00:00:`last`.

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
+use forwarder_tests::flows::Flows;
 use forwarder_tests::frames::exchange;
 use forwarder_tests::messages::{Wire, message, request, words};
 use forwarder_tests::stand::Stand;
@@ -84,24 +85,28 @@ fn every_written_page_is_marked_and_no_other_and_none_once_the_log_is_off() {
     }
 }
 
+/// Paints the guest's receive buffers, and has its device log from now on.
+fn begin_log(nic: &mut GuestNic, features: u64) -> File {
+    for (at, len) in receive_buffers(nic) {
+        nic.ram().write(at, &vec![PAINT; len as usize]);
+    }
+    let log = File::from(rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    log.set_len(LOG).unwrap();
+    let mut wire = Wire::of(nic).unwrap();
+    let place = words(&[LOG, 0]);
+    wire.write_with(&message(request::SET_LOG_BASE, &place), &[log.as_fd()]).unwrap();
+    assert_eq!(wire.reply().unwrap(), (request::SET_LOG_BASE, place));
+    nic.frontend().set_features(features | LOG_ALL).unwrap();
+    log
+}
+
 fn check(options: NicOptions) {
     let stand = Stand::new(1);
     stand.loopback(0);
     let mut nic = stand.connect(0, options).unwrap();
     let features = stand.relay(0).status().guest.unwrap().features;
     let buffers = receive_buffers(&mut nic);
-    for (at, len) in &buffers {
-        nic.ram().write(*at, &vec![PAINT; *len as usize]);
-    }
-    let log = File::from(rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-    log.set_len(LOG).unwrap();
-    {
-        let mut wire = Wire::of(&mut nic).unwrap();
-        let place = words(&[LOG, 0]);
-        wire.write_with(&message(request::SET_LOG_BASE, &place), &[log.as_fd()]).unwrap();
-        assert_eq!(wire.reply().unwrap(), (request::SET_LOG_BASE, place));
-    }
-    nic.frontend().set_features(features | LOG_ALL).unwrap();
+    let log = begin_log(&mut nic, features);
     // More frames than buffers are written to where the ring is not gone round.
     exchange(&mut nic, 0, 40);
     nic.stop_queues().unwrap();
@@ -129,4 +134,40 @@ fn check(options: NicOptions) {
     exchange(&mut nic, 40, 200);
     nic.stop_queues().unwrap();
     assert_eq!(marked(&log), BTreeSet::new());
+}
+
+/// Of two guests at a cable either has a log of its own: the receiver's has the buffers, the sender's nothing but rings.
+#[test]
+fn frames_between_two_guests_are_marked_in_the_receivers_log() {
+    for packed in [false, true] {
+        let stand = Stand::new(1);
+        stand.cable(0);
+        let options = NicOptions { packed, queue_size: 128, ..NicOptions::default() };
+        let mut near = stand.connect(0, options).unwrap();
+        let mut far = stand.connect_far(0, options).unwrap();
+        let status = stand.relay(0).status();
+        let near_log = begin_log(&mut near, status.guest.unwrap().features);
+        let far_log = begin_log(&mut far, status.far.unwrap().guest.unwrap().features);
+        let buffers = receive_buffers(&mut far);
+        Flows::new(1, &[60, 1514]).carry(&mut near, &mut far, 40);
+        near.stop_queues().unwrap();
+        far.stop_queues().unwrap();
+
+        let marked_pages = marked(&far_log);
+        for page in &pages(&buffers) {
+            let written = !is_painted(far.ram(), *page, &buffers);
+            assert_eq!(
+                marked_pages.contains(page),
+                written,
+                "page {page:#x} of the receiver, packed {packed}"
+            );
+        }
+        let rings: BTreeSet<u64> =
+            [0, 1].into_iter().flat_map(|index| pages(&device_areas(&mut near, index))).collect();
+        let marked_pages = marked(&near_log);
+        assert!(
+            !marked_pages.is_empty() && marked_pages.is_subset(&rings),
+            "{marked_pages:x?} of {rings:x?}"
+        );
+    }
 }

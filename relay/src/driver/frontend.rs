@@ -178,10 +178,21 @@ impl Link {
         queue: &DriverQueue,
         ram: &GuestRam,
     ) -> Result<(), NicError> {
+        self.start_at(index, queue, ram, queue.base())
+    }
+
+    /// Starts virtqueue `index` at a base of the caller's choice.
+    pub(super) fn start_at(
+        &mut self,
+        index: usize,
+        queue: &DriverQueue,
+        ram: &GuestRam,
+        base: u16,
+    ) -> Result<(), NicError> {
         let frontend = &mut self.0;
         frontend.set_vring_num(index, queue.size())?;
         frontend.set_vring_addr(index, &queue.addresses(ram))?;
-        frontend.set_vring_base(index, queue.base())?;
+        frontend.set_vring_base(index, base)?;
         frontend.set_vring_call(index, &queue.call)?;
         frontend.set_vring_kick(index, &queue.kick)?;
         frontend.set_vring_enable(index, true)?;

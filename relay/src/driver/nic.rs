@@ -12,6 +12,7 @@ use super::memory::GuestRam;
 use super::queue::{DriverQueue, Layout, QueueOptions};
 use super::split::WRITE;
 use crate::net::header;
+use crate::ring::PackedRing;
 
 pub use super::frontend::{NicError, NicOptions, RECEIVER_OFFLOADS, SENDER_OFFLOADS};
 
@@ -93,6 +94,21 @@ impl GuestNic {
         nic.link.share(&nic.ram, options.memory_slots)?;
         nic.restart_queues()?;
         Ok(nic)
+    }
+
+    /// Connects to another back end, the first having gone without a word, and has it go on with the rings as they are. As
+    /// QEMU, it knows no more of packed rings than where they began.
+    pub fn rejoin(&mut self, path: &Path) -> Result<(), NicError> {
+        self.link = Link(Frontend::connect(path, 2 * u64::from(self.options.queue_pairs))?);
+        self.link.negotiate(&self.options)?;
+        self.link.share(&self.ram, self.options.memory_slots)?;
+        for (n, pair) in self.pairs.iter().enumerate() {
+            for (index, queue) in [(2 * n, &pair.receive), (2 * n + 1, &pair.transmit)] {
+                let base = if self.options.packed { PackedRing::START as u16 } else { queue.base() };
+                self.link.start_at(index, queue, &self.ram, base)?;
+            }
+        }
+        Ok(())
     }
 
     /// Stops all queues; returns where the device says the first pair stands (receive, transmit).
