@@ -12,7 +12,7 @@ use std::time::Instant;
 use relay::driver::memory::GuestRam;
 use relay::driver::queue::{DriverQueue, QueueOptions};
 use relay::driver::split::WRITE;
-use relay::ends::{Ends, RelayCounters};
+use relay::ends::{Cable, Ends, RelayCounters};
 use relay::guest::memory::{GuestMemory, RegionDescription};
 use relay::guest::space::AddressSpace;
 use relay::lane::Lane;
@@ -102,14 +102,14 @@ impl Bed {
         let offloads = options.offloads.then_some(pmd::Capabilities::ALL);
         let mut ends = Ends::default();
         let rules = TransmitRules { header: HEADER, offloads, in_order: false };
-        ends.guest_transmit[0] = Some(TransmitRing::new(ring(&transmit), 0, rules));
+        ends.near.transmit[0] = Some(TransmitRing::new(ring(&transmit), 0, rules));
         let rules = ReceiveRules {
             header: HEADER,
             mergeable: options.mergeable,
             offloads: offloads.unwrap_or(pmd::Capabilities::NONE),
         };
-        ends.guest_receive[0] = Some(ReceiveRing::new(ring(&receive), 0, rules));
-        ends.cable = true;
+        ends.near.receive[0] = Some(ReceiveRing::new(ring(&receive), 0, rules));
+        ends.cable = Some(Cable::Loopback);
         let lane = ends.lanes(0, &RelayCounters::default()).pop().expect("a lane of a cable");
         Self { lane, ram, transmit, receive, options, now: Instant::now() }
     }
