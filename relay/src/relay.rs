@@ -24,8 +24,8 @@ use thiserror::Error;
 use crate::device_control::ToDevice;
 use crate::ends::{Ends, RelayCounters, take_back_borrowed};
 use crate::guest::space::AddressSpace;
-use crate::lane::{Direction, Lane, LaneKey};
-use crate::mailbox::{Mailbox, WorkerHandle};
+use crate::lane::{Direction, LaneKey};
+use crate::mailbox::WorkerHandle;
 use crate::ring::{ReceiveRing, Ring, TransmitRing};
 
 /// The guest's side, as far as it is known.
@@ -590,41 +590,5 @@ impl Drop for Reservation {
         if let Some(relay) = self.relay.take() {
             relay.lock().device = None;
         }
-    }
-}
-
-/// What a worker does with its lanes; here, next to what control does with them, so that both stay in step.
-// Boxed as they come by message, so that a worker neither allocates nor moves them when they go.
-#[allow(clippy::vec_box)]
-#[derive(Debug)]
-pub struct Lanes(Vec<Box<Lane>>);
-
-impl Default for Lanes {
-    /// With room for the lanes of 1024 relays, so that a worker does not allocate when one comes.
-    fn default() -> Self {
-        Self(Vec::with_capacity(2048))
-    }
-}
-
-impl Lanes {
-    /// Takes lanes in and hands them out, as the messages in `mailbox` say; `false` when the worker is to end.
-    #[inline]
-    pub fn attend(&mut self, mailbox: &Mailbox) -> bool {
-        mailbox.attend(&mut self.0)
-    }
-
-    /// All lanes.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Lane> {
-        self.0.iter_mut().map(Box::as_mut)
-    }
-
-    /// Number of lanes.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
