@@ -46,7 +46,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .transpose()
         .with_context(|| format!("cannot watch {}", config.sockets.directory.display()))?;
     let endpoints = if config.sockets.dynamic { Vec::new() } else { serve(config, &relays, watch.as_ref())? };
-    let forwarder = Arc::new(Forwarder::new(relays, endpoints, VfOptions::default()));
+    let forwarder = Forwarder::new(relays, endpoints, VfOptions::default()).with_workers(&workers);
+    let forwarder = Arc::new(forwarder);
     let control = server.spawn(forwarder.clone()).context("no control thread")?;
     tracing::info!(
         "virtio-forwarder {} serves {} relays in {} with workers on CPUs {:?}, {:.0} ms after its start",
