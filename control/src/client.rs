@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-use crate::api::{AddDevice, Problem, ProblemCode, Relay, RelayStatistics, RemoveDevice, Version};
+use crate::api::{AddDevice, Problem, ProblemCode, Relay, RelayStatistics, RemoveDevice, Version, Worker};
 
 /// Time for a reply beside what the request itself asks to wait. Slow hardware takes a second or two.
 const REPLY_TIME: Duration = Duration::from_secs(15);
@@ -138,6 +138,11 @@ impl Client {
             path.push_str(&format!("&relay={id}"));
         }
         self.get(&path, delay)
+    }
+
+    /// All workers, in order of their CPUs.
+    pub fn workers(&self) -> Result<Vec<Worker>, ClientError> {
+        self.get("/v1/workers", Duration::ZERO)
     }
 
     /// Who answers.

@@ -1,6 +1,6 @@
 //! What the server asks of the daemon.
 
-use crate::api::{AddDevice, Problem, Relay, RelayStatistics, RemoveDevice, Version};
+use crate::api::{AddDevice, Problem, Relay, RelayStatistics, RemoveDevice, Version, Worker};
 
 /// The daemon behind the API.
 ///
@@ -22,6 +22,9 @@ pub trait Daemon: Send + Sync + 'static {
     /// Statistics of the relays in `ids`, or of all if it is empty; those that do not exist are left out (the
     /// server asks for each with [`Daemon::relay`] before), and those that are not active unless `include_inactive`.
     fn statistics(&self, ids: &[u32], include_inactive: bool) -> Result<Vec<RelayStatistics>, Problem>;
+
+    /// All workers, in order of their CPUs.
+    fn workers(&self) -> Result<Vec<Worker>, Problem>;
 
     /// Name and version.
     fn version(&self) -> Result<Version, Problem>;

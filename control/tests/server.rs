@@ -101,6 +101,7 @@ fn the_description_lists_every_route() {
         "get /v1/relays/{id}",
         "get /v1/statistics",
         "get /v1/version",
+        "get /v1/workers",
         "post /v1/relays/{id}/device",
         "put /v1/relays/{id}/device",
     ];

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use control::api::{
     AddDevice, Counters, Cpus, Device, DeviceSpec, DeviceStatistics, DirectionStatistics, Guest, Link,
-    Problem, ProblemCode, Relay as RelayInfo, RelayStatistics, RemoveDevice, Version,
+    Problem, ProblemCode, Relay as RelayInfo, RelayStatistics, RemoveDevice, Version, Worker as WorkerInfo,
 };
 use pmd::VfOptions;
 use relay::counters::{DirectionCounters, DropReason};
@@ -16,6 +16,7 @@ use relay::relay::{DeviceState, GuestState, GuestStatus, Relay, RelayStatus, Rem
 use crate::device::{Opened, open, problem};
 use crate::guests::{Guests, same_socket};
 use crate::metrics;
+use crate::worker::{Heartbeat, Worker};
 
 /// Everything that serves: relays and their sockets. Workers are kept elsewhere, since they end last.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub struct Forwarder {
     guests: Guests,
     /// Held while it is looked whether a device is free: of two that ask for it, one gets it.
     choosing: Mutex<()>,
+    /// The workers' CPUs and figures.
+    workers: Vec<(usize, Arc<Heartbeat>)>,
 }
 
 impl Forwarder {
@@ -51,7 +54,16 @@ impl Forwarder {
             vf_options,
             guests,
             choosing: Mutex::default(),
+            workers: Vec::new(),
         }
+    }
+
+    /// Tells of these workers, too.
+    pub fn with_workers<'a>(mut self, workers: impl IntoIterator<Item = &'a Worker>) -> Self {
+        let known = |worker: &Worker| (worker.handle().cpu, Arc::clone(worker.heartbeat()));
+        self.workers = workers.into_iter().map(known).collect();
+        self.workers.sort_by_key(|(cpu, _)| *cpu);
+        self
     }
 
     /// Opens `spec` for relay `id`.
@@ -240,12 +252,33 @@ impl control::Daemon for Forwarder {
         Ok(all.filter(|relay| include_inactive || relay.active).collect())
     }
 
+    fn workers(&self) -> Result<Vec<WorkerInfo>, Problem> {
+        let places: Vec<_> = self.relays.iter().map(|relay| (relay.id(), relay.status())).collect();
+        let describe = |(cpu, heartbeat): &(usize, Arc<Heartbeat>)| {
+            let figures = heartbeat.figures();
+            let serves = |status: &RelayStatus| [status.vf_to_vm_cpu, status.vm_to_vf_cpu].contains(cpu);
+            let worker = WorkerInfo {
+                cpu: *cpu as u32,
+                relays: places.iter().filter(|(_, status)| serves(status)).map(|(id, _)| *id).collect(),
+                cycles: figures.ticks,
+                busy_cycles: figures.busy_ticks,
+                frames: figures.frames,
+                polls: figures.passes,
+                empty_polls: figures.empty_passes,
+                sleeps: figures.sleeps,
+                ..WorkerInfo::default()
+            };
+            worker.with_shares()
+        };
+        Ok(self.workers.iter().map(describe).collect())
+    }
+
     fn version(&self) -> Result<Version, Problem> {
         Ok(Version { name: "virtio-forwarder".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() })
     }
 
     fn metrics_text(&self) -> Result<String, Problem> {
-        metrics::text(&self.relays)
+        metrics::text(&self.relays, &self.workers)
             .map_err(|error| Problem::new(ProblemCode::Internal, format!("cannot write metrics: {error}")))
     }
 }

@@ -13,10 +13,15 @@ use relay::counters::{Counter, DirectionCounters, DropReason};
 use relay::lane::MOST_PAIRS;
 use relay::relay::GuestState;
 
-/// Metrics of these relays as they are now.
-pub fn text(relays: &[Arc<Relay>]) -> Result<String, fmt::Error> {
+use crate::worker::{Figures, Heartbeat};
+
+/// Metrics of these relays, and of workers by their CPUs, as they are now.
+pub fn text(relays: &[Arc<Relay>], workers: &[(usize, Arc<Heartbeat>)]) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("virtio_forwarder");
     registry.register_collector(Box::new(Relays(relays.to_vec())));
+    let figures =
+        workers.iter().map(|(cpu, heartbeat)| (OneWorker { cpu: *cpu as u64 }, heartbeat.figures()));
+    registry.register_collector(Box::new(Workers(figures.collect())));
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -114,6 +119,38 @@ impl Collector for Relays {
             let Some(far) = relay.status().far else { continue };
             let ready = far.state == GuestState::Ready;
             ConstGauge::new(i64::from(ready)).encode(family.encode_family(&One { relay: relay.id() })?)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OneWorker {
+    cpu: u64,
+}
+
+#[derive(Debug)]
+struct Workers(Vec<(OneWorker, Figures)>);
+
+type PickFigure = fn(&Figures) -> u64;
+
+const WORKER_COUNTERS: &[(&str, &str, PickFigure)] = &[
+    ("worker_cycles", "Cycles of the time stamp counter since a worker started", |f| f.ticks),
+    ("worker_busy_cycles", "Those that were spent on work, and not on polling in vain", |f| f.busy_ticks),
+    ("worker_frames", "Frames that a worker took from VMs and devices", |f| f.frames),
+    ("worker_polls", "Rounds of a worker over its relays", |f| f.passes),
+    ("worker_empty_polls", "Those that found no work", |f| f.empty_passes),
+    ("worker_sleeps", "Times that a worker slept", |f| f.sleeps),
+];
+
+impl Collector for Workers {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        for (name, help, pick) in WORKER_COUNTERS {
+            let counter = ConstCounter::new(0u64);
+            let mut family = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            for (worker, figures) in &self.0 {
+                ConstCounter::new(pick(figures)).encode(family.encode_family(worker)?)?;
+            }
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ mod tests {
     #[test]
     fn pinned_relays_stay_and_others_take_turns() {
         let cpu = core_affinity::get_core_ids().unwrap()[0].id;
-        let workers = [Worker::start(cpu, Idle::Adaptive).unwrap()];
+        let workers = [Worker::start(cpu, Idle::default()).unwrap()];
         let pins = Pins::from([(1, (cpu, cpu)), (2, (cpu, 9999))]);
         assert_eq!(place(0, &workers, &pins).unwrap().vf_to_vm.cpu, cpu);
         assert_eq!(place(1, &workers, &pins).unwrap().vm_to_vf.cpu, cpu);

@@ -47,7 +47,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let guests = Guests::new(config);
     let endpoints =
         if config.sockets.dynamic { Vec::new() } else { serve(config, &guests, &relays, watch.as_ref())? };
-    let forwarder = Arc::new(Forwarder::new(relays, endpoints, VfOptions::default(), guests));
+    let forwarder = Forwarder::new(relays, endpoints, VfOptions::default(), guests).with_workers(&workers);
+    let forwarder = Arc::new(forwarder);
     let control = server.spawn(forwarder.clone()).context("no control thread")?;
     tracing::info!(
         "virtio-forwarder {} serves {} relays in {} with workers on CPUs {:?}, {:.0} ms after its start",

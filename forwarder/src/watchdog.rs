@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn an_idle_worker_is_not_a_stuck_one() {
-        let worker = Worker::start(core_affinity::get_core_ids().unwrap()[0].id, Idle::Adaptive).unwrap();
+        let worker = Worker::start(core_affinity::get_core_ids().unwrap()[0].id, Idle::default()).unwrap();
         let start = Instant::now();
         let mut watch = Watch::new([&worker], start);
         std::thread::sleep(Duration::from_millis(1200));

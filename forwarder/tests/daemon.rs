@@ -16,10 +16,11 @@ use relay::relay::Placement;
 /// Two relays without sockets, and the worker that must outlive them.
 fn forwarder() -> (Forwarder, Worker) {
     let cpu = forwarder::config::Machine::this().allowed.into_iter().next().unwrap();
-    let worker = Worker::start(cpu, Idle::Adaptive).unwrap();
+    let worker = Worker::start(cpu, Idle::default()).unwrap();
     let placement = Placement { vf_to_vm: worker.handle().clone(), vm_to_vf: worker.handle().clone() };
     let relays = (0..2).map(|id| Arc::new(Relay::new(id, placement.clone()))).collect();
-    (Forwarder::new(relays, Vec::new(), VfOptions::default(), Guests::default()), worker)
+    let forwarder = Forwarder::new(relays, Vec::new(), VfOptions::default(), Guests::default());
+    (forwarder.with_workers([&worker]), worker)
 }
 
 fn device(name: &str) -> DeviceSpec {
@@ -116,4 +117,17 @@ fn metrics_name_relay_direction_queue_and_reason() {
     let line = r#"virtio_forwarder_dropped_frames_total{relay="1",direction="vm_to_vf",queue="0",reason="vf_not_connected"} 0"#;
     assert!(text.contains(line), "{text}");
     assert!(text.trim_end().ends_with("# EOF"));
+}
+
+#[test]
+fn a_worker_is_told_of_with_its_relays_and_figures() {
+    let (daemon, worker) = forwarder();
+    let workers = daemon.workers().unwrap();
+    assert_eq!(workers.len(), 1);
+    let told = &workers[0];
+    assert_eq!((told.cpu as usize, &*told.relays), (worker.handle().cpu, &[0, 1][..]));
+    assert!(told.cycles > 0 && told.frames == 0 && told.busy_cycles_per_frame.is_none());
+    let line = format!(r#"virtio_forwarder_worker_busy_cycles_total{{cpu="{}"}} 0"#, told.cpu);
+    let text = daemon.metrics_text().unwrap();
+    assert!(text.contains(&line), "{text}");
 }

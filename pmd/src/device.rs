@@ -12,6 +12,7 @@
 //! dead ring cannot be polled.
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 
 use arrayvec::ArrayVec;
 use thiserror::Error;
@@ -194,6 +195,17 @@ pub trait TransmitQueue: Send + fmt::Debug {
     fn abort(&mut self, done: &mut Completions);
 }
 
+/// What somebody who has nothing to do any more can count on, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Armed {
+    /// A descriptor becomes readable when there is something; or there will never be anything.
+    Rings,
+    /// Nothing says when there is something: it must be looked for now and then.
+    Silent,
+    /// There seems to be something.
+    Ready,
+}
+
 /// The receiving side of a device; owned by one worker.
 pub trait ReceiveQueue: Send + fmt::Debug {
     /// Adds received frames to `burst`, at most [`Burst::room`]. Their memory is lent until [`ReceiveQueue::release`].
@@ -201,6 +213,20 @@ pub trait ReceiveQueue: Send + fmt::Debug {
 
     /// Gives a frame's memory back to the queue.
     fn release(&mut self, token: Token);
+
+    /// The descriptor that becomes readable, once more each time, when a frame has come after [`ReceiveQueue::arm`].
+    /// Nobody reads it.
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Has [`bell`](ReceiveQueue::bell) ring for the next frame, and then looks whether one is there already.
+    fn arm(&mut self) -> Armed {
+        Armed::Silent
+    }
+
+    /// It need not ring any more; it may.
+    fn disarm(&mut self) {}
 }
 
 macro_rules! transmit_kinds {
@@ -252,6 +278,15 @@ macro_rules! receive_kinds {
             #[inline]
             fn release(&mut self, token: Token) {
                 match self { $(Self::$variant(q) => q.release(token),)* Self::Other(q) => q.release(token) }
+            }
+            fn bell(&self) -> Option<BorrowedFd<'_>> {
+                match self { $(Self::$variant(q) => q.bell(),)* Self::Other(q) => q.bell() }
+            }
+            fn arm(&mut self) -> Armed {
+                match self { $(Self::$variant(q) => q.arm(),)* Self::Other(q) => q.arm() }
+            }
+            fn disarm(&mut self) {
+                match self { $(Self::$variant(q) => q.disarm(),)* Self::Other(q) => q.disarm() }
             }
         }
     };

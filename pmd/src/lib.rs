@@ -21,7 +21,7 @@ pub mod vf;
 pub mod vfio;
 
 pub use device::{
-    Accepted, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues,
+    Accepted, Armed, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues,
     Receive, ReceiveQueue, Transmit, TransmitQueue,
 };
 pub use frame::{Burst, Frame, Frames, Segment, Token};

@@ -51,13 +51,39 @@ pub trait Inbox<T: Owned, R> {
     fn take(&self) -> Option<Message<T, R>>;
 }
 
+/// Where an owner keeps what it has.
+pub trait Keep<T: Owned> {
+    /// Takes a thing in.
+    fn take_in(&mut self, thing: Box<T>);
+
+    /// Hands out the one with this name, if it is there.
+    fn hand_out(&mut self, name: &T::Name) -> Option<Box<T>>;
+}
+
+// Boxed as they come.
+#[allow(clippy::vec_box)]
+impl<T: Owned> Keep<T> for Vec<Box<T>> {
+    fn take_in(&mut self, thing: Box<T>) {
+        self.push(thing);
+    }
+
+    fn hand_out(&mut self, name: &T::Name) -> Option<Box<T>> {
+        let at = self.iter().position(|thing| thing.name() == *name)?;
+        Some(self.swap_remove(at))
+    }
+}
+
 /// What an owner sleeps on.
 pub trait Bell {
     /// Wakes the owner, or keeps it from going to sleep.
     fn ring(&self);
 
-    /// Sleeps until the bell rings or was rung; `false` when it is silent after `limit`.
-    fn wait(&self, limit: Duration) -> bool;
+    /// What else wakes the owner, beside those who ring.
+    type Other;
+
+    /// Sleeps until the bell rings or was rung, or another that the owner listens to, each of which is told to `other`.
+    /// `false` when the bell is silent, after `limit` at most.
+    fn wait(&self, limit: Duration, other: impl FnMut(Self::Other)) -> bool;
 
     /// Makes the bell quiet.
     fn quieten(&self);
@@ -71,13 +97,13 @@ pub fn send<T: Owned, R>(post: &impl Post<T, R>, bell: &impl Bell, message: Mess
 
 /// Obeys all messages that wait; `false` when one said to end.
 #[inline]
-pub fn attend<T: Owned, R: Reply<T>>(inbox: &impl Inbox<T, R>, owned: &mut Vec<Box<T>>) -> bool {
+pub fn attend<T: Owned, R: Reply<T>>(inbox: &impl Inbox<T, R>, owned: &mut impl Keep<T>) -> bool {
     while let Some(message) = inbox.take() {
         match message {
-            Message::Adopt(thing) => owned.push(thing),
+            Message::Adopt(thing) => owned.take_in(thing),
             Message::Recall(name, reply) => {
-                if let Some(at) = owned.iter().position(|thing| thing.name() == name) {
-                    reply.hand_over(owned.swap_remove(at));
+                if let Some(thing) = owned.hand_out(&name) {
+                    reply.hand_over(thing);
                 }
             }
             Message::Stop => return false,
@@ -86,11 +112,16 @@ pub fn attend<T: Owned, R: Reply<T>>(inbox: &impl Inbox<T, R>, owned: &mut Vec<B
     true
 }
 
-/// Sleeps for `limit` or until a message came; to be followed by [`attend`].
-pub fn sleep(bell: &impl Bell, limit: Duration) {
-    if bell.wait(limit) {
+/// Sleeps for `limit` or until a message came, or something else that is told to `other`; to be followed by [`attend`].
+pub fn sleep<B: Bell>(bell: &B, limit: Duration, other: impl FnMut(B::Other)) {
+    if bell.wait(limit, other) {
         bell.quieten();
     }
+}
+
+/// Looks, without waiting, what else rang. The bell itself goes on ringing: a message may have come since [`attend`].
+pub fn look<B: Bell>(bell: &B, other: impl FnMut(B::Other)) {
+    bell.wait(Duration::ZERO, other);
 }
 
 /// All interleavings of a control thread and two owners in a handful of steps.
@@ -173,13 +204,15 @@ mod model {
     }
 
     impl Bell for Way {
+        type Other = ();
+
         fn ring(&self) {
             *self.rung.lock().unwrap() = true;
             self.wake.notify();
         }
 
         /// However long it takes: a limit would hide what is looked for. Loom calls it a deadlock.
-        fn wait(&self, _: Duration) -> bool {
+        fn wait(&self, _: Duration, _: impl FnMut(())) -> bool {
             while !*self.rung.lock().unwrap() {
                 self.wake.wait();
             }
@@ -201,7 +234,7 @@ mod model {
     // As production has them.
     #[allow(clippy::vec_box)]
     fn right_sleep(way: &Way, owned: &mut Vec<Box<Thing>>) -> bool {
-        sleep(way, Duration::ZERO);
+        sleep(way, Duration::ZERO, |()| ());
         attend(way, owned)
     }
 
@@ -272,7 +305,7 @@ mod model {
     #[should_panic(expected = "deadlock")]
     fn loom_finds_that_a_bell_quietened_after_the_last_look_wakes_nobody() {
         round_trip(1, 2, right_send, |way, owned| {
-            way.wait(Duration::ZERO);
+            way.wait(Duration::ZERO, |()| ());
             let goes_on = attend(way, owned);
             way.quieten();
             goes_on

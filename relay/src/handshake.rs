@@ -17,6 +17,8 @@ use std::sync::atomic::fence;
 
 #[cfg(all(test, loom))]
 use model::fence;
+#[cfg(all(test, loom))]
+pub(crate) use model::leave_out_fences;
 
 /// Shows the other side something, by `show`, and reads after that, by `tell`, whether it is to be told. `show` says whether
 /// there is anything to ask; otherwise `tell` is left out.
@@ -66,8 +68,13 @@ mod model {
         }
     }
 
-    fn without_fences(model: impl Fn() + Send + Sync + 'static) {
+    /// Has all models of this thread of the system do without.
+    pub fn leave_out_fences() {
         NO_FENCES.set(true);
+    }
+
+    fn without_fences(model: impl Fn() + Send + Sync + 'static) {
+        leave_out_fences();
         loom::model(model);
     }
 

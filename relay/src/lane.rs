@@ -21,6 +21,7 @@ use std::time::Instant;
 
 use pmd::{Burst, Capabilities, Completions, Frames, Receive, ReceiveQueue, Token, Transmit, TransmitQueue};
 
+use crate::bells::Ringer;
 use crate::cable::{self, Carried};
 use crate::counters::{DirectionCounters, DropReason};
 use crate::handshake;
@@ -28,6 +29,7 @@ use crate::net::hash;
 use crate::path::{Path, Waiting};
 use crate::ring::queue::{Chain, tag_of};
 use crate::ring::{ReceiveRing, TransmitRing};
+use crate::roster::Rest;
 use crate::turns::Account;
 
 /// Queue pairs of one guest, at most.
@@ -60,6 +62,21 @@ pub struct LaneKey {
     pub relay: u32,
     /// The direction.
     pub direction: Direction,
+}
+
+impl LaneKey {
+    /// As one number, for where only that can be kept; far below `u64::MAX`.
+    #[inline]
+    pub fn code(self) -> u64 {
+        u64::from(self.relay) << 1 | u64::from(self.direction == Direction::VmToVf)
+    }
+
+    /// The inverse of [`code`](Self::code).
+    #[inline]
+    pub fn from_code(code: u64) -> Self {
+        let direction = if code & 1 == 0 { Direction::VfToVm } else { Direction::VmToVf };
+        Self { relay: (code >> 1) as u32, direction }
+    }
 }
 
 impl fmt::Display for LaneKey {
@@ -138,12 +155,18 @@ pub struct Lane {
     pub key: LaneKey,
     /// The time that its worker has spent on it.
     pub account: Account,
+    /// How it rests while it has no work.
+    pub(crate) rest: Rest,
+    /// `rx_frames` when it was last asked for.
+    counted: u64,
+    /// What rings for its sources that are a device's.
+    pub(crate) ringers: Vec<Option<Ringer>>,
     pub(crate) sources: Vec<Source>,
     pub(crate) sinks: Vec<Sink>,
     /// In the order of their sources.
     pub(crate) paths: Vec<Path>,
     /// Where each source's paths begin in `paths`, and at the end where the last one's end.
-    starts: Vec<usize>,
+    pub(crate) starts: Vec<usize>,
     /// The source that is queue pair n of the guest.
     by_pair: [u8; MOST_PAIRS],
     /// Frames of a source with several paths, until they are told apart.
@@ -172,6 +195,9 @@ impl Lane {
         Self {
             key,
             account: Account::default(),
+            rest: Rest::default(),
+            counted: counters.source.rx_frames.get(),
+            ringers: Vec::new(),
             sources,
             sinks,
             paths,
@@ -229,6 +255,13 @@ impl Lane {
         }
         self.flush();
         busy
+    }
+
+    /// Frames that were counted as taken from the sources since the last call.
+    #[inline]
+    pub fn newly_counted(&mut self) -> u64 {
+        let frames = self.counters.source.rx_frames.get();
+        frames.wrapping_sub(std::mem::replace(&mut self.counted, frames))
     }
 
     /// Lets guests see what was done since the last call: all rings are released before it is asked once, for all of them,

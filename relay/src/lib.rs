@@ -5,6 +5,7 @@
 //!     ends     what of both is at home, and the lanes that are built from it
 //!     lane     the hot loop: bursts from sources to sinks          path    from one source to one sink, and what waits
 //!     turns    lanes of one worker share its time                  mailbox how lanes go to workers and come back
+//!     roster   which of them are polled, and how often             rest    what rings for one that is not  (bells)
 //!   guest      vhost-user sessions, and the memory that they share
 //!   ring       the device side of split and packed rings
 //!   net        what is in a frame: virtio-net header, checksums, segmentation, flows
@@ -13,21 +14,25 @@
 //! ```
 
 mod announcement;
+pub mod bells;
 mod cable;
 pub mod counters;
 mod device_control;
 pub mod driver;
 pub mod ends;
 pub mod guest;
-mod handover;
+pub mod handover;
 mod handshake;
 pub mod interrupt;
 pub mod lane;
 pub mod mailbox;
 pub mod net;
 pub mod path;
+pub mod pause;
 pub mod relay;
+mod rest;
 pub mod ring;
+pub mod roster;
 pub mod turns;
 
 pub use relay::Relay;

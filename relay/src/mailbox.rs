@@ -3,14 +3,13 @@
 //! A lane has exactly one owner at any time: a worker, or the control thread that recalled it. It changes hands by
 //! being sent, which orders all that the old owner did before all that the new one does.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::handover::{self, Bell, Inbox, Message, Owned, Post, Reply};
+use crate::bells::Bells;
+use crate::handover::{self, Bell, Inbox, Keep, Message, Owned, Post, Reply};
 use crate::lane::{Lane, LaneKey};
 
 /// Where a lane goes that was recalled.
@@ -23,34 +22,31 @@ pub struct WorkerHandle {
     /// The CPU that the worker is pinned to.
     pub cpu: usize,
     sender: Sender<ToWorker>,
-    bell: Arc<Eventfd>,
+    bells: Arc<Bells>,
 }
 
 /// The receiving side, for the worker itself.
 #[derive(Debug)]
 pub struct Mailbox {
     receiver: Receiver<ToWorker>,
-    bell: Arc<Eventfd>,
+    bells: Arc<Bells>,
 }
-
-/// The bell.
-#[derive(Debug)]
-struct Eventfd(OwnedFd);
 
 /// Both sides of a new mailbox.
 pub fn mailbox(cpu: usize) -> std::io::Result<(WorkerHandle, Mailbox)> {
     let (sender, receiver) = unbounded();
-    let bell = Arc::new(Eventfd(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
-    Ok((WorkerHandle { cpu, sender, bell: Arc::clone(&bell) }, Mailbox { receiver, bell }))
+    let bells = Arc::new(Bells::new()?);
+    Ok((WorkerHandle { cpu, sender, bells: Arc::clone(&bells) }, Mailbox { receiver, bells }))
 }
 
 impl WorkerHandle {
     fn send(&self, message: ToWorker) {
-        handover::send(&self.sender, &*self.bell, message);
+        handover::send(&self.sender, &*self.bells, message);
     }
 
-    /// Gives a lane to the worker.
-    pub fn adopt(&self, lane: Box<Lane>) {
+    /// Gives a lane to the worker, and has all that can bring it work ring there.
+    pub fn adopt(&self, mut lane: Box<Lane>) {
+        lane.ring_at(&self.bells);
         self.send(Message::Adopt(lane));
     }
 
@@ -78,16 +74,20 @@ impl WorkerHandle {
 
 impl Mailbox {
     /// Obeys all messages that wait; `false` when one said to end.
-    // Boxed as they come, see [`crate::relay::Lanes`].
-    #[allow(clippy::vec_box)]
     #[inline]
-    pub(crate) fn attend(&self, lanes: &mut Vec<Box<Lane>>) -> bool {
+    pub fn attend(&self, lanes: &mut impl Keep<Lane>) -> bool {
         handover::attend(&self.receiver, lanes)
     }
 
-    /// Sleeps for `limit`, or until there is a message.
-    pub fn sleep(&self, limit: Duration) {
-        handover::sleep(&*self.bell, limit);
+    /// Whether there is work for lanes that are not polled; `rung` gets their names.
+    #[inline]
+    pub fn look(&self, rung: impl FnMut(LaneKey)) {
+        handover::look(&*self.bells, rung);
+    }
+
+    /// Sleeps for `limit`, or until there is a message or work for a lane; `rung` gets the names of lanes with such work.
+    pub fn sleep(&self, limit: Duration, rung: impl FnMut(LaneKey)) {
+        handover::sleep(&*self.bells, limit, rung);
     }
 }
 
@@ -119,18 +119,18 @@ impl Inbox<Lane, Answer> for Receiver<ToWorker> {
     }
 }
 
-impl Bell for Eventfd {
+impl Bell for Bells {
+    type Other = LaneKey;
+
     fn ring(&self) {
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        Bells::ring(self);
     }
 
-    fn wait(&self, limit: Duration) -> bool {
-        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
-        let timeout = Timespec::try_from(limit).ok();
-        poll(&mut fds, timeout.as_ref()).is_ok_and(|ready| ready > 0)
+    fn wait(&self, limit: Duration, other: impl FnMut(LaneKey)) -> bool {
+        Bells::wait(self, limit, other)
     }
 
     fn quieten(&self) {
-        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+        Bells::quieten(self);
     }
 }

@@ -35,8 +35,8 @@ pub use self::status::{
 };
 use crate::device_control::ToDevice;
 use crate::ends::{Cable, Ends, RelayCounters, Side, take_back_borrowed};
-use crate::lane::{Direction, Lane, LaneKey};
-use crate::mailbox::{Mailbox, WorkerHandle};
+use crate::lane::{Direction, LaneKey};
+use crate::mailbox::WorkerHandle;
 
 /// The workers of a relay, one for each direction; often the same.
 #[derive(Clone, Debug)]
@@ -243,41 +243,5 @@ impl State {
         }
         self.tell_device(|| ToDevice::GuestChanged);
         self.cable_follows_guests();
-    }
-}
-
-/// What a worker does with its lanes; here, next to what control does with them, so that both stay in step.
-// Boxed as they come by message, so that a worker neither allocates nor moves them when they go.
-#[allow(clippy::vec_box)]
-#[derive(Debug)]
-pub struct Lanes(Vec<Box<Lane>>);
-
-impl Default for Lanes {
-    /// With room for the lanes of 1024 relays, so that a worker does not allocate when one comes.
-    fn default() -> Self {
-        Self(Vec::with_capacity(2048))
-    }
-}
-
-impl Lanes {
-    /// Takes lanes in and hands them out, as the messages in `mailbox` say; `false` when the worker is to end.
-    #[inline]
-    pub fn attend(&mut self, mailbox: &Mailbox) -> bool {
-        mailbox.attend(&mut self.0)
-    }
-
-    /// All lanes.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Lane> {
-        self.0.iter_mut().map(Box::as_mut)
-    }
-
-    /// Number of lanes.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }

@@ -1,12 +1,13 @@
 //! Device doubles: what a test needs to see of a device, and the misbehaviour that hardware seldom shows.
 
 use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pmd::{
-    Accepted, Burst, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Frames, Identity,
-    MacAddress, Queues, Receive, ReceiveQueue, Segment, Token, Transmit, TransmitQueue,
+    Accepted, Armed, Burst, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Frames,
+    Identity, MacAddress, Queues, Receive, ReceiveQueue, Segment, Token, Transmit, TransmitQueue,
 };
 
 /// What a test and a device double share.
@@ -34,6 +35,8 @@ pub struct Bench {
     pub failing_starts: usize,
     /// Receive buffers that are lent out.
     pub lent: usize,
+    /// Rings when there is something to receive, in a device that has this when it starts; the test rings it.
+    pub bell: Option<Arc<OwnedFd>>,
 }
 
 /// A device that borrows what it sends, as a VF with zero-copy does.
@@ -77,7 +80,8 @@ impl Device for Borrower {
         }
         bench.starts += 1;
         let transmit = BorrowingTransmit { bench: Arc::clone(&self.bench), dead: false };
-        let receive = LendingReceive { bench: Arc::clone(&self.bench), lent: Vec::new() };
+        let bell = bench.bell.clone();
+        let receive = LendingReceive { bench: Arc::clone(&self.bench), lent: Vec::new(), bell };
         Ok(Queues {
             transmit: vec![Transmit::Other(Box::new(transmit))],
             receive: vec![Receive::Other(Box::new(receive))],
@@ -155,6 +159,7 @@ struct LendingReceive {
     bench: Arc<Mutex<Bench>>,
     /// Frames that are lent out, by token; boxed so that they stay where they are.
     lent: Vec<Option<Box<[u8]>>>,
+    bell: Option<Arc<OwnedFd>>,
 }
 
 impl ReceiveQueue for LendingReceive {
@@ -177,6 +182,18 @@ impl ReceiveQueue for LendingReceive {
         let lent = self.lent.get_mut(token.0 as usize).and_then(Option::take);
         assert!(lent.is_some(), "buffer {token:?} came back twice");
         look(&self.bench).lent -= 1;
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.bell.as_ref().map(|bell| bell.as_fd())
+    }
+
+    fn arm(&mut self) -> Armed {
+        match &self.bell {
+            _ if !look(&self.bench).to_receive.is_empty() => Armed::Ready,
+            Some(_) => Armed::Rings,
+            None => Armed::Silent,
+        }
     }
 }
 

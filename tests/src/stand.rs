@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use forwarder::watchdog::{Watch, Watchdog};
-use forwarder::worker::{Idle, Worker};
+use forwarder::worker::{Figures, Idle, Worker};
 use relay::Relay;
 use relay::driver::nic::{GuestNic, NicError, NicOptions};
 use relay::guest::endpoint::Endpoint;
@@ -28,7 +28,7 @@ pub struct Stand {
     endpoints: Vec<Endpoint>,
     relays: Vec<Arc<Relay>>,
     _watchdog: Watchdog,
-    _worker: Worker,
+    worker: Worker,
     watch: DirectoryWatch,
     _folder: tempfile::TempDir,
 }
@@ -38,9 +38,17 @@ impl Stand {
     ///
     /// # Panics
     /// When the machine has no room for it.
-    #[allow(clippy::expect_used)]
     pub fn new(relays: u32) -> Self {
-        let mut stand = Self::without_sockets(relays);
+        Self::with_idle(relays, Idle::default())
+    }
+
+    /// The same with a worker that does `idle` when there is nothing to do.
+    ///
+    /// # Panics
+    /// When the machine has no room for it.
+    #[allow(clippy::expect_used)]
+    pub fn with_idle(relays: u32, idle: Idle) -> Self {
+        let mut stand = Self::without_sockets(relays, idle);
         let endpoint = |relay: &Arc<Relay>| {
             let path = stand.socket(relay.id() as usize);
             let listener = listen(&path, SocketOwner::default()).expect("a socket");
@@ -56,7 +64,7 @@ impl Stand {
     /// When the machine has no room for it.
     #[allow(clippy::expect_used)]
     pub fn of_clients(relays: u32) -> Self {
-        let mut stand = Self::without_sockets(relays);
+        let mut stand = Self::without_sockets(relays, Idle::default());
         stand.reconnect();
         stand
     }
@@ -76,17 +84,31 @@ impl Stand {
     }
 
     #[allow(clippy::expect_used)]
-    fn without_sockets(relays: u32) -> Self {
+    fn without_sockets(relays: u32, idle: Idle) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let sockets = folder.path().join("sockets");
         std::fs::create_dir(&sockets).expect("a folder");
         let watch = DirectoryWatch::start(&sockets).expect("a watch");
         let cpu = core_affinity_of_last();
-        let worker = Worker::start(cpu, Idle::Adaptive).expect("a worker");
+        let worker = Worker::start(cpu, idle).expect("a worker");
         let placement = Placement { vf_to_vm: worker.handle().clone(), vm_to_vf: worker.handle().clone() };
         let relays: Vec<_> = (0..relays).map(|id| Arc::new(Relay::new(id, placement.clone()))).collect();
         let watchdog = Watchdog::start(Watch::new([&worker], Instant::now()), |_| ()).expect("a thread");
-        Self { endpoints: Vec::new(), relays, _watchdog: watchdog, _worker: worker, watch, _folder: folder }
+        Self { endpoints: Vec::new(), relays, _watchdog: watchdog, worker, watch, _folder: folder }
+    }
+
+    /// What the worker has done.
+    pub fn figures(&self) -> Figures {
+        self.worker.heartbeat().figures()
+    }
+
+    /// Waits until the worker sleeps, and goes on sleeping for longer than the next look at anything would take.
+    pub fn falls_asleep(&self) {
+        eventually("the worker sleeps", || {
+            let before = self.figures().passes;
+            std::thread::sleep(Duration::from_millis(20));
+            self.figures().passes == before
+        });
     }
 
     /// A relay.

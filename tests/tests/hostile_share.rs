@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use forwarder::worker::Idle;
 use forwarder_tests::messages::{NOFD, Wire, message, request, state, words};
 use forwarder_tests::packets::{Ip, Transport, partial};
 use forwarder_tests::scene::{RECEIVE, TRANSMIT, split};
@@ -254,7 +255,7 @@ fn median(mut rates: Vec<f64>) -> f64 {
 /// Runs rounds of all kinds in turn; the share of its rate that B keeps beside each.
 fn shares(size: usize, rounds: usize, time: Duration) -> Vec<(&'static str, f64)> {
     let kinds = kinds();
-    let stand = Stand::new(2);
+    let stand = Stand::with_idle(2, Idle::Poll);
     stand.loopback(0);
     stand.loopback(1);
     let frame = vec![0x55; size];
@@ -304,7 +305,7 @@ const A_FEW: u64 = 20_000;
 /// No judgement of rates, since the machine does other things: only that the neighbour goes on.
 #[test]
 fn a_neighbour_is_not_starved() {
-    let stand = Stand::new(2);
+    let stand = Stand::with_idle(2, Idle::Poll);
     stand.loopback(0);
     stand.loopback(1);
     let frame = vec![0x55; 1514];

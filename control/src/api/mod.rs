@@ -9,6 +9,7 @@ mod problem;
 mod relay;
 mod shown;
 mod statistics;
+mod worker;
 
 pub(crate) use device::DeviceRequest;
 pub use device::{AddDevice, DeviceSpec, DeviceSpecError, RemoveDevice};
@@ -18,6 +19,7 @@ pub use problem::{Problem, ProblemCode, ProblemDocument};
 pub use relay::{Cpus, Device, DeviceState, Guest, GuestState, Link, Relay, Version};
 pub(crate) use shown::{shortened, shown};
 pub use statistics::{Counters, DeviceStatistics, DirectionStatistics, Rates, RelayStatistics, drops};
+pub use worker::Worker;
 
 /// Where the daemon listens unless it is told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/virtio-forwarder/control.sock";

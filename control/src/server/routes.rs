@@ -20,7 +20,7 @@ use super::sampling::fill_rates;
 use crate::Daemon;
 use crate::api::{
     AddDevice, DeviceRequest, Operation, Problem, ProblemCode, ProblemDocument, Relay, RelayStatistics,
-    RemoveDevice, Version, shown,
+    RemoveDevice, Version, Worker, shown,
 };
 
 /// What handlers share.
@@ -65,6 +65,7 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(add_device, remove_device))
         .routes(routes!(add_device_post))
         .routes(routes!(statistics))
+        .routes(routes!(workers))
         .routes(routes!(version))
         .routes(routes!(metrics_text))
         .routes(routes!(openapi_json))
@@ -280,6 +281,16 @@ async fn statistics(
     let (end, mut second) = sample().await?;
     fill_rates(&mut second, &first, end - start);
     Ok(Json(second))
+}
+
+/// What the workers do with their CPUs
+#[utoipa::path(
+    get,
+    path = "/v1/workers",
+    responses((status = 200, description = "Workers, in order of their CPUs", body = Vec<Worker>)),
+)]
+async fn workers(State(app): State<App>) -> Result<Json<Vec<Worker>>, Problem> {
+    app.call(|daemon| daemon.workers()).await.map(Json)
 }
 
 /// Who answers

@@ -13,7 +13,7 @@ use std::time::Duration;
 use control::Daemon;
 use control::api::{
     AddDevice, Counters, Cpus, Device, DeviceSpec, DeviceState, DirectionStatistics, Guest, GuestState, Link,
-    Problem, ProblemCode, Relay, RelayStatistics, RemoveDevice, Version, drops,
+    Problem, ProblemCode, Relay, RelayStatistics, RemoveDevice, Version, Worker, drops,
 };
 use control::server::{RunningServer, Server, ServerConfig};
 use tempfile::TempDir;
@@ -146,6 +146,12 @@ impl Daemon for FakeDaemon {
             .filter(|relay| ids.is_empty() || ids.contains(&relay.id))
             .filter(|relay| include_inactive || relay.active);
         Ok(wanted.map(|relay| statistics(relay, frames)).collect())
+    }
+
+    fn workers(&self) -> Result<Vec<Worker>, Problem> {
+        let worker =
+            Worker { cpu: 1, relays: vec![0], cycles: 100, busy_cycles: 50, frames: 2, ..Worker::default() };
+        Ok(vec![worker.with_shares()])
     }
 
     fn version(&self) -> Result<Version, Problem> {

@@ -118,7 +118,7 @@ struct Settings {
     /// Serve metrics for Prometheus at this address, too (/metrics, nothing else).
     #[arg(long, value_name = "IP:PORT")]
     metrics_listen: Option<String>,
-    /// What workers do when there is nothing to do: adaptive (sleep a little) or poll.
+    /// What workers do when there is nothing to do: adaptive (sleep until something rings) or poll.
     #[arg(long, value_name = "HOW")]
     idle: Option<String>,
 }

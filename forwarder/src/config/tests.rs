@@ -60,7 +60,7 @@ fn without_any_word_there_is_a_configuration() {
     assert_eq!((config.devices, config.pins), (vec![], Pins::new()));
     assert_eq!(config.vf_token, None);
     assert_eq!((config.log_level.number(), config.log_level.filter()), (6, LevelFilter::INFO));
-    assert_eq!(config.idle, Idle::Adaptive);
+    assert_eq!(config.idle, Idle::default());
     assert_eq!(config.control.socket, Path::new("/run/virtio-forwarder/control.sock"));
     assert_eq!((config.control.group, config.control.metrics_listen), (None, None));
 }

@@ -70,7 +70,7 @@ impl Validator<'_> {
             relay,
             vf_token: self.text(layer.vfio_vf_token, None, vf_token),
             log_level: self.log_level(layer.loglevel),
-            idle: self.text(layer.idle, Idle::Adaptive, idle),
+            idle: self.text(layer.idle, Idle::default(), idle),
             control,
         }
     }
@@ -209,7 +209,7 @@ fn path(text: &str) -> Result<PathBuf, String> {
 
 fn idle(text: &str) -> Result<Idle, String> {
     match text {
-        "adaptive" => Ok(Idle::Adaptive),
+        "adaptive" => Ok(Idle::default()),
         "poll" => Ok(Idle::Poll),
         _ => Err(format!("'{text}' is no way to idle; write adaptive or poll")),
     }

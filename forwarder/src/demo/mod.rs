@@ -27,7 +27,7 @@ pub use report::Summary;
 pub fn run(time: Duration, cpu: usize) -> anyhow::Result<Summary> {
     let directory = tempfile::Builder::new().prefix("virtio-forwarder-demo-").tempdir();
     let directory = directory.context("cannot create a directory for the demonstration's socket")?;
-    let worker = Worker::start(cpu, Idle::Adaptive)?;
+    let worker = Worker::start(cpu, Idle::default())?;
     let placement = Placement { vf_to_vm: worker.handle().clone(), vm_to_vf: worker.handle().clone() };
     let relay = Arc::new(Relay::new(0, placement));
     relay.reserve("loopback")?.attach_cable();

@@ -5,7 +5,7 @@
 //! not been tried.
 //!
 //! What it does not do: checksum and segmentation offloads, VLAN filters (a PF lets tagged frames through only for
-//! VLANs that it configured), interrupts, the second queue pair of the 82576.
+//! VLANs that it configured), interrupts but for received frames while a worker sleeps, the second queue pair of the 82576.
 
 mod handshake;
 mod mailbox;
@@ -17,6 +17,7 @@ mod tx;
 #[cfg(test)]
 mod double;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -244,6 +245,23 @@ impl Igbvf {
         self.wait_enabled(TXDCTL, "transmit")
     }
 
+    /// Gives the receive queue an interrupt, which stays masked until the queue asks for it. Without, the queue is polled.
+    fn interrupt(&self) -> Option<OwnedFd> {
+        match self.function.interrupt() {
+            Ok(bell) => {
+                self.registers.write(EIMC, VECTOR_0);
+                self.registers.write(IVAR, IVAR_RECEIVE_0);
+                self.registers.write(EIAC, VECTOR_0);
+                self.registers.write(EIAM, VECTOR_0);
+                Some(bell)
+            }
+            Err(cause) => {
+                tracing::debug!(device = %self.identity.name, %cause, "no interrupt");
+                None
+            }
+        }
+    }
+
     fn wait_enabled(&self, dctl: u32, which: &str) -> Result<(), DeviceError> {
         for _ in 0..ENABLE_LOOKS {
             match self.registers.read(dctl) {
@@ -363,6 +381,7 @@ impl Device for Igbvf {
             BufferPool::new(receive_buffers),
             Arc::clone(&self.receive),
         );
+        let receive = receive.with_bell(self.interrupt());
         let transmit = IgbvfTransmit::new(
             Arc::clone(&self.registers),
             transmit,

@@ -10,8 +10,16 @@ pub const BAR_SIZE: usize = 16 * 1024;
 pub const CTRL: u32 = 0x0000;
 /// Device status.
 pub const STATUS: u32 = 0x0008;
+/// Extended interrupt mask set: the vectors that may interrupt, a bit each.
+pub const EIMS: u32 = 0x1524;
 /// Extended interrupt mask clear.
 pub const EIMC: u32 = 0x1528;
+/// Vectors whose cause is cleared when they have interrupted.
+pub const EIAC: u32 = 0x152c;
+/// Vectors that are masked when they have interrupted.
+pub const EIAM: u32 = 0x1530;
+/// The vectors of queues 0 and 1: a byte each for receive queue 0, transmit queue 0, receive queue 1, transmit queue 1.
+pub const IVAR: u32 = 0x1700;
 
 /// Mailbox control.
 pub const V2PMAILBOX: u32 = 0x0c40;
@@ -56,6 +64,12 @@ pub const VFGPTC: u32 = 0x0f14;
 pub const VFGORC: u32 = 0x0f18;
 /// Bytes of good frames sent, FCS included.
 pub const VFGOTC: u32 = 0x0f34;
+
+/// EIMS, EIMC, EIAC, EIAM: vector 0.
+pub const VECTOR_0: u32 = 1;
+/// IVAR: receive queue 0 has vector 0; the other queues have none.
+pub const IVAR_RECEIVE_0: u32 = IVAR_VALID;
+const IVAR_VALID: u32 = 1 << 7;
 
 /// CTRL: resets the VF.
 pub const CTRL_RST: u32 = 1 << 26;

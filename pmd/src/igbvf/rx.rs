@@ -7,13 +7,14 @@
 //! A frame longer than a buffer fills several descriptors; it is known by its first buffer, and the pool keeps the
 //! chain. Nothing that the device writes is trusted: lengths are cut to the buffer, chains have an end.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use arrayvec::ArrayVec;
 
 use super::registers::*;
-use crate::device::ReceiveQueue;
+use crate::device::{Armed, ReceiveQueue};
 use crate::frame::{Burst, MIN_FRAME, Token};
 use crate::intel::descriptor::Received;
 use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice};
@@ -54,6 +55,8 @@ pub struct IgbvfReceive {
     /// In the middle of a frame that is dropped.
     discarding: bool,
     counters: Arc<ReceiveCounters>,
+    /// Rings when the device interrupts.
+    bell: Option<OwnedFd>,
 }
 
 impl IgbvfReceive {
@@ -66,10 +69,25 @@ impl IgbvfReceive {
         counters: Arc<ReceiveCounters>,
     ) -> Self {
         let slots = vec![NONE; usize::from(RING)].into_boxed_slice();
-        let mut queue =
-            Self { registers, ring, pool, slots, head: 0, tail: 0, posted: 0, discarding: false, counters };
+        let mut queue = Self {
+            registers,
+            ring,
+            pool,
+            slots,
+            head: 0,
+            tail: 0,
+            posted: 0,
+            discarding: false,
+            counters,
+            bell: None,
+        };
         queue.refill();
         queue
+    }
+
+    /// Sleepers are woken by `bell`, which rings when the device interrupts.
+    pub(super) fn with_bell(self, bell: Option<OwnedFd>) -> Self {
+        Self { bell, ..self }
     }
 
     #[inline]
@@ -184,6 +202,26 @@ impl ReceiveQueue for IgbvfReceive {
     fn release(&mut self, token: Token) {
         self.pool.give_back(token.0);
     }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.bell.as_ref().map(|bell| bell.as_fd())
+    }
+
+    /// Lets the device interrupt, once: it masks the vector itself then. What came while it was masked interrupts at once.
+    fn arm(&mut self) -> Armed {
+        if self.bell.is_none() {
+            return Armed::Silent;
+        }
+        self.registers.write(EIMS, VECTOR_0);
+        fence(Ordering::SeqCst);
+        if self.look().is_some() { Armed::Ready } else { Armed::Rings }
+    }
+
+    fn disarm(&mut self) {
+        if self.bell.is_some() {
+            self.registers.write(EIMC, VECTOR_0);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -194,6 +232,7 @@ mod tests {
     use crate::memory::dma::DmaMemory;
     use crate::memory::dma::tests::{FakeMap, OFFSET};
     use proptest::prelude::*;
+    use rustix::event::{EventfdFlags, eventfd};
 
     const DONE: u32 = 1;
     const END: u32 = 2;
@@ -334,6 +373,20 @@ mod tests {
         queue.receive(&mut Burst::new());
         assert_eq!(ring.double.writes(RDT), before + 1);
         assert_eq!(ring.double.reads(), reads);
+    }
+
+    #[test]
+    fn it_lets_the_device_interrupt_only_while_somebody_sleeps() {
+        let (mut queue, mut ring) = queue(2000);
+        assert!(queue.arm() == Armed::Silent && ring.double.writes(EIMS) == 0, "without an interrupt");
+        let mut queue = queue.with_bell(Some(eventfd(0, EventfdFlags::CLOEXEC).unwrap()));
+        assert_eq!((queue.arm(), ring.double.writes(EIMS)), (Armed::Rings, 1));
+        queue.disarm();
+        assert_eq!(ring.double.writes(EIMC), 1);
+        ring.fill(1, 60, DONE | END);
+        assert_eq!(queue.arm(), Armed::Ready, "it came before");
+        queue.receive(&mut Burst::new());
+        assert_eq!(queue.arm(), Armed::Rings);
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! What a driver asks of the function that it drives, beside registers.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use crate::memory::DmaMap;
 
@@ -12,6 +13,11 @@ pub trait PciFunction: DmaMap {
 
     /// Allows or forbids the function to start DMA.
     fn set_bus_master(&self, on: bool) -> io::Result<()>;
+
+    /// Has the first MSI-X interrupt of the function ring an eventfd from now on. An error where it has none.
+    fn interrupt(&self) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Whether its owner has asked for the function back, because it is about to leave the machine.
     fn removal_requested(&self) -> bool;

@@ -1,8 +1,8 @@
 //! `null`: swallows what it is sent and never receives.
 
 use crate::device::{
-    Accepted, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Queues, Receive,
-    ReceiveQueue, Transmit, TransmitQueue,
+    Accepted, Armed, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Queues,
+    Receive, ReceiveQueue, Transmit, TransmitQueue,
 };
 use crate::frame::{Burst, Frames, Token};
 
@@ -83,4 +83,9 @@ impl ReceiveQueue for NullReceive {
     fn receive(&mut self, _burst: &mut Burst) {}
 
     fn release(&mut self, _token: Token) {}
+
+    /// Nothing ever comes.
+    fn arm(&mut self) -> Armed {
+        Armed::Rings
+    }
 }

@@ -7,14 +7,16 @@
 use std::alloc::Layout;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::device::{
-    Accepted, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues,
+    Accepted, Armed, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues,
     Receive, ReceiveQueue, Transmit, TransmitQueue,
 };
 use crate::frame::{BURST_FRAMES, Burst, Frames, Segment, Token};
@@ -340,6 +342,19 @@ impl ReceiveQueue for TapReceive {
         debug_assert!(token.0 < BUFFERS && !self.free.contains(&token.0));
         self.free.push(token.0);
     }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
+    /// A tap rings for each frame anyway.
+    fn arm(&mut self) -> Armed {
+        let mut file = [PollFd::new(&*self.file, PollFlags::IN)];
+        match poll(&mut file, Some(&Timespec::default())) {
+            Ok(1..) if file[0].revents().contains(PollFlags::IN) => Armed::Ready,
+            _ => Armed::Rings,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -353,17 +368,31 @@ mod tests {
         }
     }
 
+    fn queue(source: File) -> TapReceive {
+        TapReceive {
+            file: Arc::new(source),
+            pool: Pool::new().unwrap(),
+            free: (0..BUFFERS).collect(),
+            faulty: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn it_rings_for_the_next_frame_unless_one_waits() {
+        let (source, mut wire) = std::io::pipe().unwrap();
+        let mut queue = queue(File::from(std::os::fd::OwnedFd::from(source)));
+        assert_eq!(queue.arm(), Armed::Rings);
+        io::Write::write_all(&mut wire, &[0; 72]).unwrap();
+        assert_eq!(queue.arm(), Armed::Ready);
+        assert!(queue.bell().is_some());
+    }
+
     #[test]
     fn faulty_frames_do_not_keep_a_worker() {
         // Each read brings more than a frame may have.
         let source = File::from(rustix::fs::memfd_create("frames", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
         source.set_len(SLOT as u64 * 10 * BURST_FRAMES as u64).unwrap();
-        let mut queue = TapReceive {
-            file: Arc::new(source),
-            pool: Pool::new().unwrap(),
-            free: (0..BUFFERS).collect(),
-            faulty: Arc::default(),
-        };
+        let mut queue = queue(source);
         let mut burst = Burst::new();
         queue.receive(&mut burst);
         assert!(burst.is_empty() && queue.faulty.load(Ordering::Relaxed) == BURST_FRAMES as u64);

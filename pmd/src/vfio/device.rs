@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
 use vfio_bindings::bindings::vfio::{
@@ -172,6 +172,14 @@ impl PciFunction for Function {
         let old = u16::from_le_bytes(command);
         let new = if on { old | PCI_COMMAND_MASTER } else { old & !PCI_COMMAND_MASTER };
         whole(rustix::io::pwrite(self, &new.to_le_bytes(), at)?)
+    }
+
+    fn interrupt(&self) -> io::Result<OwnedFd> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        self.device.enable_msix(vec![&event]).map_err(io::Error::other)?;
+        // The kernel has a reference of its own.
+        // SAFETY: the descriptor was owned by `event`, which gives it up here.
+        Ok(unsafe { OwnedFd::from_raw_fd(event.into_raw_fd()) })
     }
 
     /// The kernel asks before VFs are disabled or the device is unplugged, and waits until it is closed, for as long

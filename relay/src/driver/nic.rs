@@ -312,6 +312,11 @@ impl GuestNic {
         }
     }
 
+    /// The eventfds that the device is kicked by, of the first pair: receive, transmit.
+    pub fn kicks(&self) -> [&EventFd; 2] {
+        [&self.pairs[0].receive.kick, &self.pairs[0].transmit.kick]
+    }
+
     /// The eventfds that the device interrupts, of all pairs.
     pub fn all_interrupts(&self) -> impl Iterator<Item = &EventFd> {
         self.pairs.iter().flat_map(|pair| [&pair.receive.call, &pair.transmit.call])

@@ -82,6 +82,12 @@ impl Ring {
         with_ring!(self, ring => ring.disable_kicks());
     }
 
+    /// Asks the driver to kick when it makes a chain available. Returns whether one waits already: there may be no kick for
+    /// that.
+    pub fn enable_kicks(&mut self) -> bool {
+        with_ring!(self, ring => ring.enable_kicks())
+    }
+
     /// Shows the guest all that was completed, and says where the ring stands. An interrupt is not due: the front end
     /// that stops a ring looks for itself.
     pub fn finish(&mut self) -> u32 {

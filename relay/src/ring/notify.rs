@@ -1,4 +1,4 @@
-//! Telling a guest that something happened: the call descriptor of a ring.
+//! Telling a guest that something happened, and being told by it: the call descriptor of a ring, and its kick descriptor.
 
 use std::fs::File;
 use std::io;
@@ -6,7 +6,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use pmd::Armed;
 use rustix::fs::OFlags;
+
+use super::Ring;
+use crate::bells::Ringer;
 
 /// The eventfd that interrupts the guest.
 ///
@@ -44,6 +48,39 @@ impl Call {
                 false
             }
             _ => true,
+        }
+    }
+}
+
+/// Takes the eventfd that a guest kicks, as a front end sent it. Nobody reads it, so that it does not matter whether that
+/// would block.
+pub fn kick(fd: OwnedFd) -> io::Result<Ringer> {
+    check_eventfd(&fd)?;
+    Ok(Ringer::new(fd))
+}
+
+/// Whether the driver of a ring is asked to kick, and the descriptor that it kicks then.
+#[derive(Debug, Default)]
+pub(super) struct Kicks {
+    pub(super) ringer: Option<Ringer>,
+    asked: bool,
+}
+
+impl Kicks {
+    /// Asks for a kick, and looks whether a chain waits. A driver without a descriptor to kick is asked in vain.
+    pub(super) fn enable(&mut self, ring: &mut Ring) -> Armed {
+        self.asked = true;
+        match ring.enable_kicks() {
+            true => Armed::Ready,
+            false if self.ringer.as_ref().is_some_and(Ringer::is_watched) => Armed::Rings,
+            false => Armed::Silent,
+        }
+    }
+
+    /// None is needed any more.
+    pub(super) fn disable(&mut self, ring: &mut Ring) {
+        if std::mem::take(&mut self.asked) {
+            ring.disable_kicks();
         }
     }
 }

@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use pmd::frame::{BURST_FRAMES, MIN_FRAME};
-use pmd::{Capabilities, Checksum, Frame, Frames, Offload, Segment};
+use pmd::{Armed, Capabilities, Checksum, Frame, Frames, Offload, Segment};
 
 use super::Ring;
 use super::chain::{Access, Stop};
+use super::notify::Kicks;
 use super::plain::PlainChains;
 use super::prefetch::{LINE, prefetch_to_write};
 use super::queue::{Chain, Virtqueue};
 use super::transmit::RawHeader;
 use super::with_ring;
+use crate::bells::Ringer;
 use crate::counters::{DirectionCounters, DropReason};
 use crate::guest::dirty_log::DirtyLog;
 use crate::handshake;
@@ -92,6 +94,7 @@ pub struct ReceiveRing {
     unmapped: bool,
     /// The next buffers have been brought near since the last one was used.
     is_near: bool,
+    kicks: Kicks,
 }
 
 /// What became of one frame.
@@ -112,7 +115,7 @@ impl ReceiveRing {
     /// The receive queue of queue pair `pair`.
     pub fn new(mut ring: Ring, pair: u8, rules: ReceiveRules) -> Self {
         ring.disable_kicks();
-        Self { ring, pair, rules, unmapped: false, is_near: false }
+        Self { ring, pair, rules, unmapped: false, is_near: false, kicks: Kicks::default() }
     }
 
     /// Its queue pair.
@@ -146,10 +149,31 @@ impl ReceiveRing {
         }
     }
 
+    /// Takes the descriptor that the driver kicks, if it has one.
+    pub fn with_kick(mut self, kick: Option<Ringer>) -> Self {
+        self.kicks.ringer = kick;
+        self
+    }
+
+    /// The descriptor that the driver kicks.
+    pub(crate) fn kick(&mut self) -> Option<&mut Ringer> {
+        self.kicks.ringer.as_mut()
+    }
+
+    /// Asks the driver to kick, and looks once more whether a chain waits.
+    pub(crate) fn arm(&mut self) -> Armed {
+        self.kicks.enable(&mut self.ring)
+    }
+
+    /// Tells the driver that it need not kick any more.
+    pub(crate) fn disarm(&mut self) {
+        self.kicks.disable(&mut self.ring);
+    }
+
     /// Copies frames into the guest, in order, until one finds no room; returns how many it is done with (delivered or
     /// dropped with a reason).
     pub fn deliver(&mut self, frames: Frames<'_>, counters: &DirectionCounters) -> usize {
-        let Self { ring, pair, rules, unmapped, is_near } = self;
+        let Self { ring, pair, rules, unmapped, is_near, .. } = self;
         (*unmapped, *is_near) = (false, false);
         with_ring!(ring, ring => deliver(ring, *pair, rules, frames, counters, unmapped))
     }

@@ -30,6 +30,7 @@ use crate::counters::DropReason;
 use crate::guest::dirty_log::DirtyLog;
 use crate::guest::iotlb_miss::MissReporter;
 use crate::guest::space::{AddressSpace, Translator};
+use crate::handshake;
 
 /// `VIRTQ_USED_F_NO_NOTIFY`: the device polls, the driver need not kick (2.7.10).
 const USED_NO_NOTIFY: u16 = 1;
@@ -176,21 +177,49 @@ impl SplitRing {
 
     /// Tells the driver that it need not kick.
     pub fn disable_kicks(&mut self) {
+        // An index that lies behind: the driver passes it once in 65536 chains.
+        self.ask_for_kick(self.next_avail.wrapping_sub(1), USED_NO_NOTIFY);
+    }
+
+    /// Asks the driver to kick when it makes a chain available after those that were seen. Returns whether one waits: it may
+    /// have come before the driver saw this, or was seen and left where it is.
+    pub fn enable_kicks(&mut self) -> bool {
+        let seen = self.seen_avail;
+        handshake::ask(
+            self,
+            |ring| ring.ask_for_kick(seen, 0),
+            |ring| ring.available_index() != ring.next_avail,
+        )
+    }
+
+    /// Asks for a kick at the chain with index `event`; without event indices by `flags`.
+    fn ask_for_kick(&mut self, event: u16, flags: u16) {
         if self.event_idx {
-            // An index that lies behind: the driver passes it once in 65536 chains.
-            let event = self.next_avail.wrapping_sub(1).to_le();
             // SAFETY: `used` points to 6 + 8 * size mapped bytes, checked in `new`; the event index stands at their end.
             unsafe {
-                self.areas.used.as_ptr().add(2 + 4 * usize::from(self.areas.size)).write_volatile(event)
-            };
+                self.areas
+                    .used
+                    .as_ptr()
+                    .add(2 + 4 * usize::from(self.areas.size))
+                    .write_volatile(event.to_le());
+            }
         }
-        let flags = if self.event_idx { 0 } else { USED_NO_NOTIFY };
+        let flags = if self.event_idx { 0 } else { flags };
         // SAFETY: as above; the flags stand at the beginning.
         unsafe { self.areas.used.as_ptr().write_volatile(flags.to_le()) };
         if let Some(log) = self.memory.space().log() {
             log.mark(self.used_gpa, 2);
             log.mark(self.used_gpa + 4 + 8 * u64::from(self.areas.size), 2);
         }
+    }
+
+    /// The driver's index of available chains, as it is now.
+    #[inline]
+    fn available_index(&self) -> u16 {
+        // SAFETY: `available` points to 6 + 2 * size mapped bytes, 2-aligned, both checked in `new`; the index is its
+        // second field.
+        let index = unsafe { AtomicU16::from_ptr(self.areas.available.as_ptr().add(1)) };
+        u16::from_le(index.load(Ordering::Acquire))
     }
 
     /// Chains that wait to be taken, looked up anew if there are fewer than `wanted`. An index further ahead than the
@@ -201,10 +230,7 @@ impl SplitRing {
         if known >= wanted {
             return Ok(known);
         }
-        // SAFETY: `available` points to 6 + 2 * size mapped bytes, 2-aligned, both checked in `new`; the index is its
-        // second field.
-        let index = unsafe { AtomicU16::from_ptr(self.areas.available.as_ptr().add(1)) };
-        let index = u16::from_le(index.load(Ordering::Acquire));
+        let index = self.available_index();
         let waiting = index.wrapping_sub(self.next_avail);
         if waiting > self.areas.size {
             return Err(BadIndex);

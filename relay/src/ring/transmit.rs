@@ -4,14 +4,16 @@ use std::collections::VecDeque;
 
 use arrayvec::ArrayVec;
 use pmd::frame::{BURST_BYTES, MIN_FRAME};
-use pmd::{Burst, Capabilities, Frames, Offload, Segment, Token};
+use pmd::{Armed, Burst, Capabilities, Frames, Offload, Segment, Token};
 
 use super::Ring;
 use super::chain::{Access, Stop};
+use super::notify::Kicks;
 use super::plain::{PlainChain, PlainChains};
 use super::prefetch::prefetch;
 use super::queue::{Chain, Virtqueue};
 use super::with_ring;
+use crate::bells::Ringer;
 use crate::counters::{DirectionCounters, DropReason};
 use crate::handshake;
 use crate::net::header;
@@ -72,6 +74,7 @@ pub struct TransmitRing {
     pair: u8,
     rules: TransmitRules,
     order: Option<Order>,
+    kicks: Kicks,
 }
 
 impl TransmitRing {
@@ -79,7 +82,7 @@ impl TransmitRing {
     pub fn new(mut ring: Ring, pair: u8, rules: TransmitRules) -> Self {
         ring.disable_kicks();
         let order = rules.in_order.then(|| Order::new(ring.size()));
-        Self { ring, pair, rules, order }
+        Self { ring, pair, rules, order, kicks: Kicks::default() }
     }
 
     /// Its queue pair.
@@ -113,11 +116,32 @@ impl TransmitRing {
         }
     }
 
+    /// Takes the descriptor that the driver kicks, if it has one.
+    pub fn with_kick(mut self, kick: Option<Ringer>) -> Self {
+        self.kicks.ringer = kick;
+        self
+    }
+
+    /// The descriptor that the driver kicks.
+    pub(crate) fn kick(&mut self) -> Option<&mut Ringer> {
+        self.kicks.ringer.as_mut()
+    }
+
+    /// Asks the driver to kick, and looks once more whether a chain waits.
+    pub(crate) fn arm(&mut self) -> Armed {
+        self.kicks.enable(&mut self.ring)
+    }
+
+    /// Tells the driver that it need not kick any more.
+    pub(crate) fn disarm(&mut self) {
+        self.kicks.disable(&mut self.ring);
+    }
+
     /// Adds waiting frames to `burst`, as many as fit. A malformed chain is completed unused and counted.
     ///
     /// Such a chain is only dealt with at the head of the burst: what follows a frame can still be put back.
     pub fn receive(&mut self, burst: &mut Burst, counters: &DirectionCounters) {
-        let Self { ring, pair, rules, order } = self;
+        let Self { ring, pair, rules, order, .. } = self;
         with_ring!(ring, ring => receive(ring, *pair, rules, order, burst, counters));
     }
 

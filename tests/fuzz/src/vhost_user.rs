@@ -13,8 +13,10 @@ use relay::driver::memory::GuestRam;
 use relay::guest::connection::Connection;
 use relay::guest::features::GuestOptions;
 use relay::guest::session::Session;
+use relay::lane::Lane;
 use relay::mailbox::{Mailbox, WorkerHandle, mailbox};
-use relay::relay::{Lanes, Placement, Relay};
+use relay::relay::{Placement, Relay};
+use relay::roster::{Resting, Roster};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -88,15 +90,21 @@ fn worker() -> &'static WorkerHandle {
 }
 
 fn work(mailbox: &Mailbox) {
-    let mut lanes = Lanes::default();
-    while lanes.attend(mailbox) {
+    // Nobody kicks here.
+    let mut roster = Roster::new(8, false);
+    while mailbox.attend(&mut roster) {
         let now = Instant::now();
-        let mut busy = false;
-        for lane in lanes.iter_mut() {
-            busy |= lane.step(now);
-        }
-        if !busy {
-            mailbox.sleep(Duration::from_millis(if lanes.is_empty() { 500 } else { 1 }));
+        let step = |lane: &mut Box<Lane>| {
+            if lane.step(now) {
+                lane.worked(now);
+            }
+        };
+        roster.awake().iter_mut().for_each(step);
+        roster.dozing().iter_mut().for_each(step);
+        roster.settle(now);
+        if roster.is_quiet() {
+            let limit = Duration::from_millis(if roster.is_asleep() { 500 } else { 1 });
+            mailbox.sleep(limit, |lane| roster.wake(&lane));
         }
     }
 }

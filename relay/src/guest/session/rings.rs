@@ -4,9 +4,11 @@ use std::os::fd::OwnedFd;
 use std::sync::PoisonError;
 
 use super::{RINGS, Refusal, Session};
+use crate::bells::Ringer;
 use crate::guest::iotlb::Permission;
 use crate::guest::iotlb_miss::{self, MissReports};
 use crate::guest::positions::RingIdentity;
+use crate::ring::notify;
 use crate::ring::{PackedRing, ReceiveRing, Ring, RingConfig, RingError, SplitRing, TransmitRing};
 
 /// What is known of one ring.
@@ -87,6 +89,7 @@ impl Session {
         let fd = self.rings[index].call.take();
         let call = self.call(fd.as_ref())?;
         self.rings[index].call = fd;
+        let kick = self.kick(index)?;
         let ring = if features.packed() {
             PackedRing::new(&config, &self.space, call).map(|ring| Ring::from(self.resume(index, ring)))
         } else {
@@ -102,11 +105,17 @@ impl Session {
         tracing::debug!(at = %self.port, index, size = config.size, "ring started");
         let pair = (index / 2) as u8;
         if index.is_multiple_of(2) {
-            self.port.attach_receive(ReceiveRing::new(ring, pair, features.receive_rules()));
+            self.port.attach_receive(ReceiveRing::new(ring, pair, features.receive_rules()).with_kick(kick));
         } else {
-            self.port.attach_transmit(TransmitRing::new(ring, pair, features.transmit_rules()));
+            self.port.attach_transmit(TransmitRing::new(ring, pair, features.transmit_rules()).with_kick(kick));
         }
         Ok(())
+    }
+
+    /// The descriptor that the guest kicks ring `index` by. The front end's own stays here, for when the ring starts anew.
+    fn kick(&self, index: usize) -> Result<Option<Ringer>, Refusal> {
+        let kick = self.rings[index].kick.as_ref().map(|fd| notify::kick(fd.try_clone()?));
+        kick.transpose().map_err(|cause| Refusal::Descriptor(format!("kick descriptor: {cause}")))
     }
 
     /// Has a packed ring go on where a daemon that died left it, if this is that ring, and keeps its position from now on.

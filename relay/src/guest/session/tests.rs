@@ -11,7 +11,8 @@ use crate::driver::split::{Descriptor, DriverRing, write_descriptor};
 use crate::guest::iotlb::Permission;
 use crate::guest::message::Header;
 use crate::mailbox::{WorkerHandle, mailbox};
-use crate::relay::{Lanes, Placement, Relay};
+use crate::relay::{Placement, Relay};
+use crate::roster::Roster;
 
 /// Virtqueue index of a transmit queue.
 const TRANSMIT: usize = 1;
@@ -33,9 +34,9 @@ impl Scene {
     fn new() -> Self {
         let (handle, inbox) = mailbox(0).unwrap();
         let thread = std::thread::spawn(move || {
-            let mut lanes = Lanes::default();
-            while lanes.attend(&inbox) {
-                for lane in lanes.iter_mut() {
+            let mut roster = Roster::new(8, false);
+            while inbox.attend(&mut roster) {
+                for lane in roster.awake() {
                     lane.step(Instant::now());
                 }
                 std::thread::yield_now();
