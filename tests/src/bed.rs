@@ -63,6 +63,7 @@ impl Bed {
     ///
     /// # Panics
     /// Without memory for the guest.
+    #[allow(clippy::expect_used)]
     pub fn new(options: BedOptions) -> Self {
         let queue = QueueOptions {
             size: SIZE,

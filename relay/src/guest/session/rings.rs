@@ -107,7 +107,8 @@ impl Session {
         if index.is_multiple_of(2) {
             self.port.attach_receive(ReceiveRing::new(ring, pair, features.receive_rules()).with_kick(kick));
         } else {
-            self.port.attach_transmit(TransmitRing::new(ring, pair, features.transmit_rules()).with_kick(kick));
+            self.port
+                .attach_transmit(TransmitRing::new(ring, pair, features.transmit_rules()).with_kick(kick));
         }
         Ok(())
     }
