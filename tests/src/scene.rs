@@ -117,7 +117,7 @@ pub fn packed(nic: &mut GuestNic, index: usize) -> (&mut PackedDriver, &relay::d
 pub type Buffer = (u64, u32, u16);
 
 /// Makes a chain of these descriptors available, in a ring of either layout. Each chain has to have been taken back
-/// before the next is posted.
+/// before the next is posted. The device is kicked, whether it wants that or not.
 pub fn post(nic: &mut GuestNic, index: usize, chain: &[Buffer]) {
     match nic.by_hand(index) {
         (Layout::Split(ring), ram) => {
@@ -143,6 +143,7 @@ pub fn post(nic: &mut GuestNic, index: usize, chain: &[Buffer]) {
             ring.publish(ram);
         }
     }
+    nic.kick(index);
 }
 
 /// Takes back what the device used in a ring that is written by hand; how many chains.

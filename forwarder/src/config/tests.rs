@@ -290,6 +290,6 @@ fn the_files_that_we_ship_are_valid() {
     let offered: String = offered.map(|line| format!("{line}\n")).collect();
     assert!(offered.lines().count() > 10);
     let config = Scene::new().with("config.toml", &offered).config("");
-    assert_eq!((config.devices.len(), config.pins.len()), (4, 2));
+    assert_eq!((config.devices.len(), config.pins.len()), (5, 2));
     assert_eq!((config.is_client(5), config.mtu(5)), (true, Some(9000)));
 }

@@ -139,7 +139,7 @@ fn parse_rate(text: &str) -> Option<f64> {
         Some((time.parse::<f64>().ok()?, frames.parse::<f64>().ok()?))
     });
     let first = lines.next()?;
-    let last = lines.last()?;
+    let last = lines.next_back()?;
     Some((last.1 - first.1) / (last.0 - first.0) * 1e9)
 }
 

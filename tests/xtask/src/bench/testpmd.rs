@@ -65,7 +65,7 @@ impl Testpmd {
         let mbufs = ports as u32 * load.pairs * (2 * RING + IN_FLIGHT) + 2048;
         // A header of 128 bytes, the headroom of 128 and the frame, in mbufs of a pool that has other overhead, too.
         let buffer = if load.size > 1518 { load.size.next_multiple_of(128) + 128 } else { 2048 + 128 };
-        let memory = (u64::from(mbufs) * u64::from(buffer + 512) >> 20) + 64;
+        let memory = ((u64::from(mbufs) * u64::from(buffer + 512)) >> 20) + 64;
         // Line by line, as for a person: into a file its library would write blocks.
         let mut words: Vec<String> = ["stdbuf", "-oL", &build.program].map(str::to_owned).to_vec();
         words.extend([format!("--lcores=0@{cpu},1@{cpu}"), "-m".to_owned(), memory.to_string()]);
