@@ -13,6 +13,9 @@ pub trait PciFunction: DmaMap {
     /// Allows or forbids the function to start DMA.
     fn set_bus_master(&self, on: bool) -> io::Result<()>;
 
+    /// Whether another function that is in use reaches what this one reaches.
+    fn shares_address_space(&self) -> bool;
+
     /// Whether its owner has asked for the function back, because it is about to leave the machine.
     fn removal_requested(&self) -> bool;
 }

@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::container::{AddressSpace, Claim};
 use crate::device::DeviceError;
-use crate::memory::DmaMap;
+use crate::memory::{DmaAccess, DmaMap};
 use crate::pci::{Address, PciFunction, Ready, Sysfs};
 
 /// `VFIO_DEVICE_RESET` (linux/vfio.h), `_IO(';', 100 + 11)`.
@@ -147,9 +147,15 @@ impl Drop for Function {
 }
 
 impl DmaMap for Function {
-    unsafe fn map(&self, ptr: *mut u8, len: usize, align: usize) -> Result<u64, DeviceError> {
+    unsafe fn map(
+        &self,
+        ptr: *mut u8,
+        len: usize,
+        align: usize,
+        access: DmaAccess,
+    ) -> Result<u64, DeviceError> {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.claim.space().map(ptr, len, align) }
+        unsafe { self.claim.space().map(ptr, len, align, access) }
     }
 
     fn unmap(&self, iova: u64, len: usize) {
@@ -172,6 +178,10 @@ impl PciFunction for Function {
         let old = u16::from_le_bytes(command);
         let new = if on { old | PCI_COMMAND_MASTER } else { old & !PCI_COMMAND_MASTER };
         whole(rustix::io::pwrite(self, &new.to_le_bytes(), at)?)
+    }
+
+    fn shares_address_space(&self) -> bool {
+        self.claim.space().is_shared()
     }
 
     /// The kernel asks before VFs are disabled or the device is unplugged, and waits until it is closed, for as long
