@@ -5,6 +5,7 @@
 //!     ends     what of both is at home, and the lanes that are built from it
 //!     lane     the hot loop: bursts from sources to sinks          path    from one source to one sink, and what waits
 //!     turns    lanes of one worker share its time                  mailbox how lanes go to workers and come back
+//!     zero_copy what a device is let into of the guest's memory
 //!   guest      vhost-user sessions, and the memory that they share
 //!   ring       the device side of split and packed rings
 //!   net        what is in a frame: virtio-net header, checksums, segmentation, flows
@@ -29,5 +30,6 @@ pub mod path;
 pub mod relay;
 pub mod ring;
 pub mod turns;
+pub mod zero_copy;
 
 pub use relay::Relay;

@@ -18,6 +18,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::channel::Sender;
+use pmd::memory::GuestWindows;
 use pmd::{DeviceStatistics, Identity, Link, MacAddress, Queues};
 use thiserror::Error;
 
@@ -27,6 +28,7 @@ use crate::guest::space::AddressSpace;
 use crate::lane::{Direction, Lane, LaneKey};
 use crate::mailbox::{Mailbox, WorkerHandle};
 use crate::ring::{ReceiveRing, Ring, TransmitRing};
+use crate::zero_copy::{Shared, ZeroCopy, ZeroCopyState};
 
 /// The guest's side, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +111,8 @@ pub struct DeviceStatus {
     pub link: Option<Link>,
     /// Counters of the device, at most a second old.
     pub statistics: DeviceStatistics,
+    /// Whether it sends from the guest's memory.
+    pub zero_copy: ZeroCopyState,
 }
 
 /// The relay has a device already.
@@ -175,6 +179,8 @@ pub(crate) struct State {
     /// The device's transmit queue was disabled to take frames back from it.
     queue_is_dead: bool,
     guest: Option<GuestStatus>,
+    /// The guest's memory, as far as it matters to a device.
+    shared: Shared,
     pub(crate) device: Option<DeviceSlot>,
 }
 
@@ -182,6 +188,7 @@ pub(crate) struct State {
 #[derive(Debug)]
 pub struct Relay {
     id: u32,
+    zero_copy: ZeroCopy,
     counters: RelayCounters,
     state: Mutex<State>,
 }
@@ -208,9 +215,21 @@ impl Relay {
             announce: None,
             queue_is_dead: false,
             guest: None,
+            shared: Shared::Nothing,
             device: None,
         };
-        Self { id, counters: RelayCounters::default(), state: Mutex::new(state) }
+        let counters = RelayCounters::default();
+        Self { id, zero_copy: ZeroCopy::Off, counters, state: Mutex::new(state) }
+    }
+
+    /// The same relay with devices let into the guest's memory as `zero_copy` says.
+    pub fn with_zero_copy(self, zero_copy: ZeroCopy) -> Self {
+        Self { zero_copy, ..self }
+    }
+
+    /// How far devices are let into the guest's memory.
+    pub fn zero_copy(&self) -> ZeroCopy {
+        self.zero_copy
     }
 
     /// The virtio-id.
@@ -383,6 +402,42 @@ impl Relay {
             let transmit = ends.guest_transmit.iter_mut().flatten().map(TransmitRing::ring);
             receive.chain(transmit).for_each(|ring| ring.set_space(Arc::clone(space)));
         });
+        state.revive_queue();
+    }
+
+    /// The guest's memory has changed, or where its descriptors are looked up. A device does not reach it any more when this
+    /// returns; its control thread lets it in again. No ring of the guest may run.
+    pub fn set_memory(&self, shared: Shared) {
+        let mut state = self.lock();
+        if self.zero_copy == ZeroCopy::Off || (&state.shared, &shared) == (&Shared::Nothing, &Shared::Nothing)
+        {
+            return;
+        }
+        self.rebuild(&mut state, Borrowed::TakeBack, |ends| ends.set_guest_memory(&Arc::default()));
+        state.revive_queue();
+        state.shared = shared;
+        state.tell_device(|| ToDevice::MemoryChanged);
+    }
+
+    /// The guest's memory, as far as it matters to a device.
+    pub(crate) fn shared(&self) -> Shared {
+        self.lock().shared.clone()
+    }
+
+    /// Lets the device send from `windows` into `shared`; `false` when the guest has other memory meanwhile.
+    pub(crate) fn let_device_in(&self, shared: &Shared, windows: &Arc<GuestWindows>) -> bool {
+        let mut state = self.lock();
+        let same = state.shared == *shared;
+        if same {
+            self.rebuild(&mut state, Borrowed::Keep, |ends| ends.set_guest_memory(windows));
+        }
+        same
+    }
+
+    /// Has the device copy all that it sends.
+    pub(crate) fn keep_device_out(&self) {
+        let mut state = self.lock();
+        self.rebuild(&mut state, Borrowed::TakeBack, |ends| ends.set_guest_memory(&Arc::default()));
         state.revive_queue();
     }
 
