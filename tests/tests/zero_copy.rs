@@ -10,6 +10,7 @@ use forwarder_tests::frames::frame;
 use forwarder_tests::stand::Stand;
 use forwarder_tests::wait::eventually;
 use pmd::DeviceEvent;
+use relay::counters::DropReason;
 use relay::driver::memory::GuestRam;
 use relay::driver::nic::{GuestNic, NicOptions};
 use relay::relay::DeviceState;
@@ -85,6 +86,33 @@ fn a_guest_is_sent_from_while_it_is_there_and_none_of_its_memory_stays_mapped_af
         drop(nic);
         eventually("nothing is mapped", || look(&bench).mapped.is_empty());
         eventually("that is seen", || state(&stand) == ZeroCopyState::Copying);
+    }
+}
+
+/// Where a daemon that died has left a packed ring is told by one number, which is only right if nothing overtakes.
+#[test]
+fn in_a_packed_ring_what_is_dropped_waits_for_what_is_borrowed() {
+    let (stand, bench) = stand();
+    for (packed, comes_back) in [(false, 1), (true, 0)] {
+        let mut nic = connect(&stand, NicOptions { packed, ..NicOptions::default() });
+        sends_from(&stand, nic.ram().size());
+        look(&bench).withhold = true;
+        assert!(nic.send(&frame(0)) && nic.send(&[1; 1519]));
+        nic.flush();
+        let counters = &stand.relay(0).counters().vm_to_vf;
+        let dropped = 1 + u64::from(packed);
+        eventually("one is dropped", || counters.dropped(DropReason::FrameTooLong) == dropped);
+        eventually("the other is borrowed", || look(&bench).borrowed.len() == 1);
+        eventually("what is done is seen", || comes_back == 0 || nic.free_slots() + nic.take_sent() > 254);
+        nic.take_sent();
+        assert_eq!(nic.free_slots(), 254 + comes_back);
+        look(&bench).withhold = false;
+        eventually("both are back", || {
+            nic.take_sent();
+            nic.free_slots() == 256
+        });
+        drop(nic);
+        eventually("the guest is gone", || stand.relay(0).status().guest.is_none());
     }
 }
 
