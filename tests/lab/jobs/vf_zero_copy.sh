@@ -3,7 +3,7 @@
 # IOMMU. Numbered frames go both ways and arrive byte by byte; VMs are killed, the VF leaves and comes back, and is made to
 # hold on to frames, all under traffic. Memory that is locked (VmLck) tells what is mapped. In the end the kernel is told to
 # map nothing more, and frames are copied.
-# expect: let_in ping ping_1400 memory_locked killed.1 killed.2 killed.3 memory_unlocked removed added_again let_in_again
+# expect: let_in ping ping_1400 memory_locked killed.1 killed.2 memory_unlocked removed added_again let_in_again
 # expect: frames_were_held held_memory_given_back sends_after_that numbered_out numbered_in no_dma_fault daemon_unharmed
 # expect: daemon_stops vf_left_quiet refused_with_remedy copied_instead rx_is_refused
 # timeout: 400
@@ -32,36 +32,38 @@ daemon=${pids[daemon]}
 before=$(locked)
 vm vm "$(socket 1)" icmpecho
 traffic > /dev/null
-check let_in within 10 lets_in 1
-check ping ping_all 500
-check ping_1400 ping_all 500 -s 1400
+# Emulation takes seconds to pin 64 MiB; frames are copied meanwhile.
+check let_in within 30 lets_in 1
+check ping ping_all 200
+check ping_1400 ping_all 200 -s 1400
 # The VM has 64 MiB.
 check memory_locked locked_at_least 60000
 
-for i in 1 2 3; do
+for i in 1 2; do
+    within 30 lets_in "$i" > /dev/null
     spawn pings ping -i 0.01 -s 1400 "$PEER"
     sleep 0.5
     stop vm KILL
-    [ "$i" != 3 ] || check memory_unlocked within 5 locked_at_most $((before + 10000))
+    [ "$i" != 2 ] || check memory_unlocked within 5 locked_at_most $((before + 10000))
     vm vm "$(socket 1)" icmpecho
     if traffic 40 > /dev/null; then ok "killed.$i" "traffic after $TOOK ms"; else not_ok "killed.$i" "no traffic"; fi
     stop pings INT
 done
 
-within 10 lets_in 4 > /dev/null
+within 30 lets_in 3 > /dev/null
 spawn pings ping -i 0.01 -s 1400 "$PEER"
 pc remove --virtio-id 1 --pci-addr "$VF0" > /dev/null
 check removed locked_at_most 10000
 pc add --virtio-id 1 --pci-addr "$VF0" > /dev/null
 check added_again traffic $((2 * SLOW))
-check let_in_again within 10 lets_in 5
+check let_in_again within 30 lets_in 4
 stop pings INT
 stop vm KILL
 
 # A device that neither fetches nor completes (bus mastering is off) has frames of a VM that is killed.
 vm flood "$(socket 1)" flood
 within 30 counters_move > /dev/null
-within 10 lets_in 6 > /dev/null
+within 30 lets_in 5 > /dev/null
 setpci -s "$VF0" COMMAND=0:4
 check frames_were_held within 20 counters_rest
 stop flood KILL > /dev/null
@@ -75,7 +77,7 @@ fi
 setpci -s "$VF0" COMMAND=4:4
 vm again "$(socket 1)" icmpecho
 check sends_after_that traffic 40
-within 10 lets_in 7 > /dev/null
+within 30 lets_in 6 > /dev/null
 stop again TERM > /dev/null
 
 # numbered WAY: the VM sends and receives numbered frames; `out` are those that it sends.
@@ -118,13 +120,12 @@ check vf_left_quiet vf_is_quiet "$VF0"
 
 # One mapping is the daemon's own.
 echo 1 > /sys/module/vfio_iommu_type1/parameters/dma_entry_limit
-forwarder daemon --config "$RUN/config.toml" --add-pci-vf "$VF0=1"
-daemon=${pids[daemon]}
+forwarder limited --config "$RUN/config.toml" --add-pci-vf "$VF0=1"
 vm vm "$(socket 1)" icmpecho
 traffic > /dev/null
-check refused_with_remedy within 10 says daemon 'zero-copy is refused, frames are copied: .*dma_entry_limit'
+check refused_with_remedy within 10 says limited 'zero-copy is refused, frames are copied: .*dma_entry_limit'
 check copied_instead ping_all 100 -s 1400
-stop daemon > /dev/null
+stop limited > /dev/null
 echo 65535 > /sys/module/vfio_iommu_type1/parameters/dma_entry_limit
 config rx
 refuses_to_start rx_is_refused "zero-copy: 'rx' is not possible" --config "$RUN/config.toml"
