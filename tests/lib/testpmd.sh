@@ -51,7 +51,8 @@ back_end() {
 # numbered_vm NAME SOCKET QUEUES PROPERTIES IN OUT [TESTPMD ARGUMENT...]: a VM that sends the frames of the pcap files
 # IN.0, IN.1 ... (one a queue) once, and writes those that it receives to OUT.0 ... It drops none of its own: where a ring
 # is full it waits. As it receives as often as it sends, hardly more frames are under way than the transmit ring holds, so
-# the larger receive ring always has room. `tell NAME COMMAND` gives it a command; `quit` ends it.
+# the larger receive ring always has room. `tell NAME COMMAND` gives it a command; `quit` ends it. With an empty
+# NUMBERED_START its rings run, and it waits for the command `start`.
 declare -A told=() # the file descriptor of its commands, by name
 numbered_vm() {
     local name=$1 socket=$2 queues=$3 properties=$4 in=$5 out=$6 files="" queue commands=$OUT/$1.commands fd
@@ -73,7 +74,7 @@ numbered_vm() {
     # Long frames are chains of buffers both ways. Not with --rx-offloads: net_pcap would refuse that.
     [[ " $* " != *" --max-pkt-len"* ]] ||
         tell "$name" 'port config 0 rx_offload scatter on' 'port config 0 tx_offload multi_segs on'
-    tell "$name" 'port start all' 'set burst tx delay 1 retry 10000000' 'set fwd io retry' start
+    tell "$name" 'port start all' 'set burst tx delay 1 retry 10000000' 'set fwd io retry' "${NUMBERED_START-start}"
 }
 
 # tell NAME COMMAND...: commands for a testpmd that listens to them
