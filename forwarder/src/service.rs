@@ -108,7 +108,7 @@ fn make_relays(config: &Config, workers: &[Worker]) -> anyhow::Result<Vec<Arc<Re
     let relay = |id| {
         let placement = place(id, workers, &config.pins)
             .with_context(|| format!("relay {id} is pinned to a CPU that has no worker: add it to --cpus"))?;
-        Ok(Arc::new(Relay::new(id, placement)))
+        Ok(Arc::new(Relay::new(id, placement).with_zero_copy(config.zero_copy(id))))
     };
     (0..config.relays).map(relay).collect()
 }

@@ -13,12 +13,14 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use thiserror::Error;
 
 use crate::frame::{Burst, Frames, Token};
 use crate::mac::MacAddress;
+use crate::memory::{DmaMap, GuestWindows};
 use crate::offload::Capabilities;
 
 /// What is known about a device from the moment it is open.
@@ -151,6 +153,13 @@ pub trait Device: Send + fmt::Debug {
 
     /// Counters of the device.
     fn statistics(&mut self) -> DeviceStatistics;
+
+    /// Through what a guest's memory is made reachable for the device, so that it sends from there (zero-copy, see
+    /// [`TransmitQueue::set_guest_memory`]); or why that cannot be, as a part of a sentence that names the device. The
+    /// answer may change while the device is open.
+    fn guest_dma(&self) -> Result<Arc<dyn DmaMap>, String> {
+        Err(format!("{} copies what it sends", self.identity().name))
+    }
 }
 
 /// What a transmit queue did with the frames it was given.
@@ -187,6 +196,10 @@ pub trait TransmitQueue: Send + fmt::Debug {
 
     /// Borrowed frames that have not come back.
     fn outstanding(&self) -> usize;
+
+    /// Memory that the device reaches from now on: frames that lie there are sent from where they are, and borrowed. With
+    /// frames outstanding, all windows that the queue had must be among those that it gets. Only control threads call it.
+    fn set_guest_memory(&mut self, _windows: Arc<GuestWindows>) {}
 
     /// Takes back borrowed frames from a device that does not finish them: disables the queue so that the device
     /// cannot touch the memory again, then returns their tokens, as many as `done` has room for; called again until
@@ -253,6 +266,12 @@ macro_rules! transmit_kinds {
             #[inline]
             fn outstanding(&self) -> usize {
                 match self { $(Self::$variant(q) => q.outstanding(),)* Self::Other(q) => q.outstanding() }
+            }
+            fn set_guest_memory(&mut self, windows: Arc<GuestWindows>) {
+                match self {
+                    $(Self::$variant(q) => q.set_guest_memory(windows),)*
+                    Self::Other(q) => q.set_guest_memory(windows),
+                }
             }
             fn abort(&mut self, done: &mut Completions) {
                 match self { $(Self::$variant(q) => q.abort(done),)* Self::Other(q) => q.abort(done) }

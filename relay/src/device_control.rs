@@ -11,6 +11,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use pmd::{Device, DeviceEvent, MacAddress};
 
 use crate::relay::Relay;
+use crate::zero_copy::{Mapper, Step, ZeroCopy};
 
 /// How often a device is looked after.
 const SERVICE_INTERVAL: Duration = Duration::from_millis(50);
@@ -28,6 +29,8 @@ pub(crate) enum ToDevice {
     GuestChanged,
     /// A queue was disabled to take frames back: bring the device up anew.
     Restart,
+    /// The guest's memory is another.
+    MemoryChanged,
     /// Stop the device, close it, answer, and end.
     Remove(Sender<()>),
 }
@@ -37,7 +40,8 @@ pub(crate) fn start(relay: Arc<Relay>, device: Box<dyn Device>) -> std::io::Resu
     let (sender, receiver) = unbounded();
     let name = format!("vf-{}", relay.id());
     std::thread::Builder::new().name(name).stack_size(256 * 1024).spawn(move || {
-        Control { relay, device, running: false, next_start: None, complained: None, warned: None }
+        let mapper = Mapper::default();
+        Control { relay, device, mapper, running: false, next_start: None, complained: None, warned: None }
             .run(&receiver);
     })?;
     Ok(sender)
@@ -54,6 +58,7 @@ enum Presence {
 struct Control {
     relay: Arc<Relay>,
     device: Box<dyn Device>,
+    mapper: Mapper,
     running: bool,
     /// Not before then is a failed start tried again.
     next_start: Option<Instant>,
@@ -67,7 +72,10 @@ impl Control {
         let mut next_service = Instant::now();
         let mut next_statistics = next_service;
         loop {
-            match messages.recv_deadline(next_service) {
+            // A guest's memory is mapped piece by piece, so that whoever wants something meanwhile is heard.
+            let until = if self.follow_memory() == Step::MoreToDo { Instant::now() } else { next_service };
+            match messages.recv_deadline(until) {
+                Ok(ToDevice::MemoryChanged) => {}
                 Ok(ToDevice::GuestChanged) => self.follow_guest(),
                 Ok(ToDevice::Restart) => {
                     tracing::warn!(
@@ -113,7 +121,9 @@ impl Control {
     /// Stops the device, lets go of it, and frees the relay's place: when this returns the hardware is quiet.
     fn close(mut self) {
         self.stop();
-        let Self { relay, device, .. } = self;
+        let Self { relay, device, mapper, .. } = self;
+        // Whatever is mapped keeps the device open.
+        drop(mapper);
         drop(device);
         relay.lock().device = None;
     }
@@ -127,11 +137,19 @@ impl Control {
         }
     }
 
+    fn follow_memory(&mut self) -> Step {
+        if self.relay.zero_copy() == ZeroCopy::Off {
+            return Step::Done;
+        }
+        self.mapper.follow(&self.relay, &*self.device, self.running)
+    }
+
     fn start(&mut self) {
         match self.device.start() {
             Ok(queues) => {
                 self.running = true;
                 (self.next_start, self.complained) = (None, None);
+                self.mapper.forget_queues();
                 self.relay.attach_queues(queues, self.device.identity().max_frame);
                 self.publish_identity();
                 tracing::info!("relay {}: {} runs", self.relay.id(), self.name());

@@ -13,6 +13,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pmd::memory::GuestWindows;
 use pmd::{Completions, MacAddress, Receive, Transmit, TransmitQueue};
 
 use crate::announcement::Announcement;
@@ -172,6 +173,13 @@ impl Ends {
         }
         self.announcement = None;
         (receive, transmit, lost)
+    }
+
+    /// Lets the device's transmit queues send from these windows, and from nowhere else, without copying.
+    pub(crate) fn set_guest_memory(&mut self, windows: &Arc<GuestWindows>) {
+        for sink in &mut self.device_transmit {
+            sink.queue.set_guest_memory(Arc::clone(windows));
+        }
     }
 
     /// The rings of a guest; `None` where there is no place for it.

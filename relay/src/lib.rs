@@ -6,6 +6,7 @@
 //!     lane     the hot loop: bursts from sources to sinks          path    from one source to one sink, and what waits
 //!     turns    lanes of one worker share its time                  mailbox how lanes go to workers and come back
 //!     roster   which of them are polled, and how often             rest    what rings for one that is not  (bells)
+//!     zero_copy what a device is let into of the guest's memory
 //!   guest      vhost-user sessions, and the memory that they share
 //!   ring       the device side of split and packed rings
 //!   net        what is in a frame: virtio-net header, checksums, segmentation, flows
@@ -34,5 +35,6 @@ mod rest;
 pub mod ring;
 pub mod roster;
 pub mod turns;
+pub mod zero_copy;
 
 pub use relay::Relay;

@@ -22,9 +22,10 @@ mod outside;
 mod port;
 mod status;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pmd::MacAddress;
+use pmd::memory::GuestWindows;
 
 pub(crate) use self::outside::DeviceSlot;
 pub use self::outside::Reservation;
@@ -37,6 +38,7 @@ use crate::device_control::ToDevice;
 use crate::ends::{Cable, Ends, RelayCounters, Side, take_back_borrowed};
 use crate::lane::{Direction, LaneKey};
 use crate::mailbox::WorkerHandle;
+use crate::zero_copy::{Shared, ZeroCopy};
 
 /// The workers of a relay, one for each direction; often the same.
 #[derive(Clone, Debug)]
@@ -72,6 +74,8 @@ pub(crate) struct State {
     near: GuestSlot,
     /// The one at the other end of a cable.
     far: GuestSlot,
+    /// The near guest's memory, as far as it matters to a device.
+    shared: Shared,
     pub(crate) device: Option<DeviceSlot>,
 }
 
@@ -79,6 +83,7 @@ pub(crate) struct State {
 #[derive(Debug)]
 pub struct Relay {
     id: u32,
+    zero_copy: ZeroCopy,
     counters: RelayCounters,
     state: Mutex<State>,
 }
@@ -104,9 +109,21 @@ impl Relay {
             queue_is_dead: false,
             near: GuestSlot::default(),
             far: GuestSlot::default(),
+            shared: Shared::Nothing,
             device: None,
         };
-        Self { id, counters: RelayCounters::default(), state: Mutex::new(state) }
+        let counters = RelayCounters::default();
+        Self { id, zero_copy: ZeroCopy::Off, counters, state: Mutex::new(state) }
+    }
+
+    /// The same relay with devices let into the guest's memory as `zero_copy` says.
+    pub fn with_zero_copy(self, zero_copy: ZeroCopy) -> Self {
+        Self { zero_copy, ..self }
+    }
+
+    /// How far devices are let into the guest's memory.
+    pub fn zero_copy(&self) -> ZeroCopy {
+        self.zero_copy
     }
 
     /// The virtio-id.
@@ -186,6 +203,42 @@ impl Relay {
         let counters = &self.counters;
         let sent = self.rebuild(state, Borrowed::Keep, |ends| ends.announce(from, mac, counters));
         state.guest(from).announce = (!sent).then_some(mac);
+    }
+
+    /// The guest's memory has changed, or where its descriptors are looked up. A device does not reach it any more when this
+    /// returns; its control thread lets it in again. No ring of the guest may run.
+    pub fn set_memory(&self, shared: Shared) {
+        let mut state = self.lock();
+        if self.zero_copy == ZeroCopy::Off || (&state.shared, &shared) == (&Shared::Nothing, &Shared::Nothing)
+        {
+            return;
+        }
+        self.rebuild(&mut state, Borrowed::TakeBack, |ends| ends.set_guest_memory(&Arc::default()));
+        state.revive_queue();
+        state.shared = shared;
+        state.tell_device(|| ToDevice::MemoryChanged);
+    }
+
+    /// The guest's memory, as far as it matters to a device.
+    pub(crate) fn shared(&self) -> Shared {
+        self.lock().shared.clone()
+    }
+
+    /// Lets the device send from `windows` into `shared`; `false` when the guest has other memory meanwhile.
+    pub(crate) fn let_device_in(&self, shared: &Shared, windows: &Arc<GuestWindows>) -> bool {
+        let mut state = self.lock();
+        let same = state.shared == *shared;
+        if same {
+            self.rebuild(&mut state, Borrowed::Keep, |ends| ends.set_guest_memory(windows));
+        }
+        same
+    }
+
+    /// Has the device copy all that it sends.
+    pub(crate) fn keep_device_out(&self) {
+        let mut state = self.lock();
+        self.rebuild(&mut state, Borrowed::TakeBack, |ends| ends.set_guest_memory(&Arc::default()));
+        state.revive_queue();
     }
 }
 

@@ -4,15 +4,18 @@
     pcap_frames.py generate FRAMES LONGEST FILE...   writes frames of 60 to LONGEST bytes, spread over the files (queues)
     pcap_frames.py compare LIMIT IN,IN... OUT...     holds what came out against what went in
 
+The frames go to the address in the environment variable TO, or to 52:54:00:00:00:99.
 Each frame carries its number; the frames of a flow (UDP, an address and a source port of its own) are all in one file.
 Every frame must come out once, byte by byte as it went in, those of a flow in order and from one queue; LIMIT frames may be
 lost or come twice (more than once only where that is above 0). What is wrong is counted and said; the status is 1 then.
 """
+import os
 import random
 import struct
 import sys
 
 FLOWS = 64  # 16 for each of 4 queues: enough that a hash uses all of them
+TO = bytes.fromhex(os.environ.get("TO", "52:54:00:00:00:99").replace(":", ""))
 AT_NUMBER = 14 + 20 + 8  # behind Ethernet, IPv4 and UDP: flow (16 bits), number (32 bits)
 
 
@@ -28,7 +31,7 @@ def header(flow, size):
     ip = struct.pack("!BBHHHBBH", 0x45, 0, size - 14, 0, 0x4000, 64, 17, 0) + source + b"\x0a\2\0\1"
     ip = ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:]
     udp = struct.pack("!HHHH", 1024 + 13 * flow, 9000 + flow, size - 34, 0)
-    return b"\x52\x54\0\0\0\x99" + b"\x52\x54\0\0\1" + bytes([flow]) + b"\x08\0" + ip + udp
+    return TO + b"\x52\x54\0\0\1" + bytes([flow]) + b"\x08\0" + ip + udp
 
 
 def generate(count, longest, paths):

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use pmd::memory::{DmaAccess, DmaMap, GuestWindows};
 use pmd::{
     Accepted, Armed, Burst, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Frames,
     Identity, MacAddress, Queues, Receive, ReceiveQueue, Segment, Token, Transmit, TransmitQueue,
@@ -37,6 +38,14 @@ pub struct Bench {
     pub lent: usize,
     /// Rings when there is something to receive, in a device that has this when it starts; the test rings it.
     pub bell: Option<Arc<OwnedFd>>,
+    /// What of guests' memory is mapped for the device: addresses and lengths.
+    pub mapped: Vec<(u64, usize)>,
+    /// Why it is not to be let into a guest's memory.
+    pub kept_out: Option<String>,
+    /// Mappings that still succeed; `None`: all.
+    pub mappings_left: Option<usize>,
+    /// Frames that were sent from memory that is mapped.
+    pub sent_from_windows: usize,
 }
 
 /// A device that borrows what it sends, as a VF with zero-copy does.
@@ -79,7 +88,8 @@ impl Device for Borrower {
             return Err(DeviceError::Failed("the double does not start".to_owned()));
         }
         bench.starts += 1;
-        let transmit = BorrowingTransmit { bench: Arc::clone(&self.bench), dead: false };
+        let transmit =
+            BorrowingTransmit { bench: Arc::clone(&self.bench), windows: Arc::default(), dead: false };
         let bell = bench.bell.clone();
         let receive = LendingReceive { bench: Arc::clone(&self.bench), lent: Vec::new(), bell };
         Ok(Queues {
@@ -95,6 +105,11 @@ impl Device for Borrower {
         bench.stops += 1;
     }
 
+    fn guest_dma(&self) -> Result<Arc<dyn DmaMap>, String> {
+        let map = Arc::new(BenchMap(Arc::clone(&self.bench)));
+        look(&self.bench).kept_out.clone().map_or(Ok(map), Err)
+    }
+
     fn service(&mut self) -> Vec<DeviceEvent> {
         std::mem::take(&mut look(&self.bench).events)
     }
@@ -104,9 +119,41 @@ impl Device for Borrower {
     }
 }
 
+/// Notes what is mapped. A device finds memory where we do.
+#[derive(Debug)]
+struct BenchMap(Arc<Mutex<Bench>>);
+
+impl DmaMap for BenchMap {
+    unsafe fn map(
+        &self,
+        ptr: *mut u8,
+        len: usize,
+        _align: usize,
+        access: DmaAccess,
+    ) -> Result<u64, DeviceError> {
+        assert_eq!(access, DmaAccess::Read, "nobody writes into a guest's memory but we");
+        let mut bench = look(&self.0);
+        match &mut bench.mappings_left {
+            Some(0) => return Err(DeviceError::Failed("the double has no room left".to_owned())),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        bench.mapped.push((ptr as u64, len));
+        Ok(ptr as u64)
+    }
+
+    fn unmap(&self, iova: u64, len: usize) {
+        let mut bench = look(&self.0);
+        assert!(bench.borrowed.is_empty(), "unmapped with frames of the guest under way");
+        let at = bench.mapped.iter().position(|mapped| *mapped == (iova, len));
+        assert!(at.is_some_and(|at| bench.mapped.swap_remove(at) == (iova, len)), "{iova:#x} is not mapped");
+    }
+}
+
 #[derive(Debug)]
 struct BorrowingTransmit {
     bench: Arc<Mutex<Bench>>,
+    windows: Arc<GuestWindows>,
     dead: bool,
 }
 
@@ -119,6 +166,8 @@ impl TransmitQueue for BorrowingTransmit {
         for (frame, segments) in frames.iter() {
             let mut bytes = vec![0; frame.len() as usize];
             pmd::frame::gather(segments, &mut bytes);
+            let reached = |segment: &Segment| self.windows.find(segment, &mut 0).is_some();
+            bench.sent_from_windows += usize::from(segments.iter().all(reached));
             bench.sent.push(bytes);
             bench.borrowed.push(frame.token());
         }
@@ -140,6 +189,10 @@ impl TransmitQueue for BorrowingTransmit {
 
     fn outstanding(&self) -> usize {
         look(&self.bench).borrowed.len()
+    }
+
+    fn set_guest_memory(&mut self, windows: Arc<GuestWindows>) {
+        self.windows = windows;
     }
 
     fn abort(&mut self, done: &mut Completions) {

@@ -14,6 +14,7 @@ use relay::guest::positions::Positions;
 use relay::guest::socket::{SocketOwner, listen};
 use relay::guest::watch::DirectoryWatch;
 use relay::relay::{GuestState, Placement};
+use relay::zero_copy::ZeroCopy;
 
 use crate::wait::eventually;
 
@@ -39,7 +40,15 @@ impl Stand {
     /// # Panics
     /// When the machine has no room for it.
     pub fn new(relays: u32) -> Self {
-        Self::with_idle(relays, Idle::default())
+        Self::with(relays, Idle::default(), ZeroCopy::Off)
+    }
+
+    /// The same with devices that are let into the guests' memory.
+    ///
+    /// # Panics
+    /// When the machine has no room for it.
+    pub fn with_zero_copy(relays: u32, zero_copy: ZeroCopy) -> Self {
+        Self::with(relays, Idle::default(), zero_copy)
     }
 
     /// The same with a worker that does `idle` when there is nothing to do.
@@ -48,7 +57,12 @@ impl Stand {
     /// When the machine has no room for it.
     #[allow(clippy::expect_used)]
     pub fn with_idle(relays: u32, idle: Idle) -> Self {
-        let mut stand = Self::without_sockets(relays, idle);
+        Self::with(relays, idle, ZeroCopy::Off)
+    }
+
+    #[allow(clippy::expect_used)]
+    fn with(relays: u32, idle: Idle, zero_copy: ZeroCopy) -> Self {
+        let mut stand = Self::without_sockets(relays, idle, zero_copy);
         let endpoint = |relay: &Arc<Relay>| {
             let path = stand.socket(relay.id() as usize);
             let listener = listen(&path, SocketOwner::default()).expect("a socket");
@@ -64,7 +78,7 @@ impl Stand {
     /// When the machine has no room for it.
     #[allow(clippy::expect_used)]
     pub fn of_clients(relays: u32) -> Self {
-        let mut stand = Self::without_sockets(relays, Idle::default());
+        let mut stand = Self::without_sockets(relays, Idle::default(), ZeroCopy::Off);
         stand.reconnect();
         stand
     }
@@ -84,7 +98,7 @@ impl Stand {
     }
 
     #[allow(clippy::expect_used)]
-    fn without_sockets(relays: u32, idle: Idle) -> Self {
+    fn without_sockets(relays: u32, idle: Idle, zero_copy: ZeroCopy) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let sockets = folder.path().join("sockets");
         std::fs::create_dir(&sockets).expect("a folder");
@@ -92,7 +106,8 @@ impl Stand {
         let cpu = core_affinity_of_last();
         let worker = Worker::start(cpu, idle).expect("a worker");
         let placement = Placement { vf_to_vm: worker.handle().clone(), vm_to_vf: worker.handle().clone() };
-        let relays: Vec<_> = (0..relays).map(|id| Arc::new(Relay::new(id, placement.clone()))).collect();
+        let relay = |id| Arc::new(Relay::new(id, placement.clone()).with_zero_copy(zero_copy));
+        let relays: Vec<_> = (0..relays).map(relay).collect();
         let watchdog = Watchdog::start(Watch::new([&worker], Instant::now()), |_| ()).expect("a thread");
         Self { endpoints: Vec::new(), relays, _watchdog: watchdog, worker, watch, _folder: folder }
     }

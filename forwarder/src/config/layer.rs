@@ -56,6 +56,7 @@ pub(super) struct RelayTable {
     pub(super) id: Text,
     pub(super) vhostuser_client: Option<Switch>,
     pub(super) mtu: Option<Text>,
+    pub(super) zero_copy: Option<Text>,
 }
 
 macro_rules! layer {

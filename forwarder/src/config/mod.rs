@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use control::api::DeviceSpec;
 use control::server::ServerConfig;
+use relay::zero_copy::ZeroCopy;
 use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 
@@ -72,6 +73,8 @@ pub struct RelaySettings {
     pub client: Option<bool>,
     /// The largest MTU that a front end may set, in bytes; `None`: what any relay can do.
     pub mtu: Option<u16>,
+    /// How far devices are let into the VM's memory.
+    pub zero_copy: ZeroCopy,
 }
 
 /// The vhost-user sockets.
@@ -180,6 +183,11 @@ impl Config {
     /// The largest MTU that the front end of relay `id` may set, in bytes.
     pub fn mtu(&self, id: u32) -> Option<u16> {
         self.relay.get(&id)?.mtu
+    }
+
+    /// How far devices of relay `id` are let into the VM's memory.
+    pub fn zero_copy(&self, id: u32) -> ZeroCopy {
+        self.relay.get(&id).map_or(ZeroCopy::Off, |relay| relay.zero_copy)
     }
 
     /// Reads the files and puts everything together. The notices are for the log, once it is open.

@@ -136,6 +136,22 @@ fn everything_can_be_said_in_each_place() {
 }
 
 #[test]
+fn zero_copy_that_is_not_possible_is_refused_with_the_reason() {
+    let tables = "[[relay]]\nid = 1\nzero-copy = \"rx\"\n[[relay]]\nid = 2\nzero-copy = \"both\"\n[[relay]]\nid = 3\nzero-copy = true";
+    assert!(Scene::new().with("config.toml", tables).load("").is_err(), "a word is wanted");
+    let mistakes = Scene::new().with("config.toml", &tables.replace("true", "\"on\"")).mistakes("");
+    let says = [
+        ":3: zero-copy: 'rx' is not possible: no driver here lets a VF write into a VM's buffers",
+        ":6: zero-copy: 'both' is not possible",
+        ":9: zero-copy: 'on' says nothing about zero-copy; write off or tx",
+    ];
+    assert_eq!(mistakes.len(), says.len(), "{mistakes:#?}");
+    for (mistake, says) in mistakes.iter().zip(says) {
+        assert!(mistake.contains(says), "{mistake}\n{says}");
+    }
+}
+
+#[test]
 fn single_relays_differ_from_the_rest() {
     let tables = "
         [[relay]]
@@ -145,9 +161,11 @@ fn single_relays_differ_from_the_rest() {
         [[relay]]
         id = 4
         vhostuser-client = false
+        zero-copy = \"off\"
         [[relay]]
         id = 5
         mtu = 1500
+        zero-copy = \"tx\"
     ";
     let scene = Scene::new().with("config.toml", tables);
     let modes = |line: &str| {
@@ -157,6 +175,8 @@ fn single_relays_differ_from_the_rest() {
     assert_eq!(modes(""), [(false, None), (true, Some(9000)), (false, None), (false, Some(1500))]);
     let clients = [(true, None), (true, Some(9000)), (false, None), (true, Some(1500))];
     assert_eq!(modes("--vhostuser-client"), clients);
+    let config = scene.config("");
+    assert_eq!([3, 4, 5].map(|id| config.zero_copy(id)), [ZeroCopy::Off, ZeroCopy::Off, ZeroCopy::Transmit]);
 
     let wrong = "relays = 4\n[[relay]]\nid = 4\n[[relay]]\nid = 1\nmtu = 67\n[[relay]]\nid = 1\nmtu = 9685\n";
     let mistakes = Scene::new().with("config.toml", wrong).mistakes("");
@@ -292,4 +312,5 @@ fn the_files_that_we_ship_are_valid() {
     let config = Scene::new().with("config.toml", &offered).config("");
     assert_eq!((config.devices.len(), config.pins.len()), (5, 2));
     assert_eq!((config.is_client(5), config.mtu(5)), (true, Some(9000)));
+    assert_eq!(config.zero_copy(5), ZeroCopy::Transmit);
 }

@@ -42,6 +42,7 @@ struct Relay {
     id: Spanned<Words>,
     vhostuser_client: Option<Spanned<bool>>,
     mtu: Option<Spanned<Words>>,
+    zero_copy: Option<Spanned<Words>>,
 }
 
 /// A string, a number, or a list of them: `"1,2"`, `64`, `[1, 2]`.
@@ -158,6 +159,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Layer, String> {
             id: word("id", Some(table.id))?,
             vhostuser_client: switch("vhostuser-client", table.vhostuser_client),
             mtu: word("mtu", table.mtu),
+            zero_copy: word("zero-copy", table.zero_copy),
         })
     };
     Ok(Layer {

@@ -15,6 +15,7 @@ use super::{Config, DEFAULT_VHOST_PATH, GuestOffer, InitialDevice, LogLevel, Rel
 use crate::placement::Pins;
 use crate::worker::Idle;
 use relay::guest::session::{MAX_MTU, MIN_MTU};
+use relay::zero_copy::ZeroCopy;
 
 /// More relays than this would be a typing error: each has its socket, its descriptors and its memory.
 const MOST_RELAYS: u32 = 1024;
@@ -157,6 +158,7 @@ impl Validator<'_> {
             let settings = RelaySettings {
                 client: table.vhostuser_client.as_ref().map(|switch| switch.value),
                 mtu: self.text(table.mtu, None, mtu),
+                zero_copy: self.text(table.zero_copy, ZeroCopy::Off, zero_copy),
             };
             match relay(&table.id.value, relays) {
                 Err(mistake) => self.mistake(&table.id, &mistake),
@@ -188,6 +190,18 @@ fn mtu(text: &str) -> Result<Option<u16>, String> {
     let number = text.parse().ok().filter(|mtu| (MIN_MTU..=MAX_MTU).contains(mtu));
     let wrong = || format!("'{text}' is no MTU; write a number of bytes from {MIN_MTU} to {MAX_MTU}");
     number.map(Some).ok_or_else(wrong)
+}
+
+fn zero_copy(text: &str) -> Result<ZeroCopy, String> {
+    match text {
+        "off" => Ok(ZeroCopy::Off),
+        "tx" => Ok(ZeroCopy::Transmit),
+        "rx" | "both" => Err(format!(
+            "'{text}' is not possible: no driver here lets a VF write into a VM's buffers (those of the 82576 and I350 have \
+             one buffer size a queue, and would write over the end of smaller ones); write tx or off"
+        )),
+        _ => Err(format!("'{text}' says nothing about zero-copy; write off or tx")),
+    }
 }
 
 fn on(switch: &Option<Switch>) -> bool {

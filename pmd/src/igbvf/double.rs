@@ -76,6 +76,11 @@ impl Double {
         self.pf.lock().unwrap().registers.insert(offset, value);
     }
 
+    /// Reads a register as the device itself does: it is no access of the driver's.
+    pub fn peek(&self, offset: u32) -> u32 {
+        self.pf.lock().unwrap().registers.get(&offset).copied().unwrap_or(0)
+    }
+
     /// The PF says something on its own.
     pub fn say(&self, word: u32) {
         self.set(|pf| {

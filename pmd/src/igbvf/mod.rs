@@ -417,6 +417,16 @@ impl Device for Igbvf {
         std::mem::take(&mut self.events)
     }
 
+    fn guest_dma(&self) -> Result<Arc<dyn DmaMap>, String> {
+        if self.function.shares_address_space() {
+            return Err(format!(
+                "{} shares its IOMMU group, and so its IO address space, with another device in use",
+                self.identity.name
+            ));
+        }
+        Ok(Arc::clone(&self.function) as Arc<dyn DmaMap>)
+    }
+
     fn statistics(&mut self) -> DeviceStatistics {
         self.count();
         DeviceStatistics {

@@ -7,6 +7,7 @@ use super::double::{Double, IMPATIENT};
 use super::*;
 use crate::intel::mailbox::CLEAR_TO_SEND;
 use crate::mac::MacAddress;
+use crate::memory::DmaAccess;
 use crate::memory::dma::tests::FakeMap;
 
 #[derive(Debug, Default)]
@@ -17,12 +18,20 @@ struct Function {
     master: AtomicBool,
     /// It cannot be reset.
     stubborn: AtomicBool,
+    /// Another device is in its address space.
+    shares: AtomicBool,
 }
 
 impl DmaMap for Function {
-    unsafe fn map(&self, ptr: *mut u8, len: usize, align: usize) -> Result<u64, DeviceError> {
+    unsafe fn map(
+        &self,
+        ptr: *mut u8,
+        len: usize,
+        align: usize,
+        access: DmaAccess,
+    ) -> Result<u64, DeviceError> {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.map.map(ptr, len, align) }
+        unsafe { self.map.map(ptr, len, align, access) }
     }
 
     fn unmap(&self, iova: u64, len: usize) {
@@ -39,6 +48,10 @@ impl PciFunction for Function {
     fn set_bus_master(&self, on: bool) -> io::Result<()> {
         self.master.store(on, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn shares_address_space(&self) -> bool {
+        self.shares.load(Ordering::Relaxed)
     }
 
     fn removal_requested(&self) -> bool {

@@ -17,14 +17,29 @@ use crate::frame::Segment;
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 
+/// What a device may do with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DmaAccess {
+    /// Read it.
+    Read,
+    /// Read and write it.
+    ReadWrite,
+}
+
 /// Something through which a device reaches our memory.
 pub trait DmaMap: Send + Sync + fmt::Debug {
     /// Makes `len` bytes at `ptr` reachable, and returns the address at which the device finds them, a multiple of
-    /// `align` (a power of two).
+    /// `align` (a power of two). The pages are brought in and held in memory, which takes long where there are many.
     ///
     /// # Safety
     /// The bytes must stay mapped, and no Rust reference to them may exist, until [`unmap`](DmaMap::unmap).
-    unsafe fn map(&self, ptr: *mut u8, len: usize, align: usize) -> Result<u64, DeviceError>;
+    unsafe fn map(
+        &self,
+        ptr: *mut u8,
+        len: usize,
+        align: usize,
+        access: DmaAccess,
+    ) -> Result<u64, DeviceError>;
 
     /// Takes back what [`map`](DmaMap::map) gave.
     fn unmap(&self, iova: u64, len: usize);
@@ -71,7 +86,7 @@ impl DmaMemory {
         let Mapping { ptr, len, memfd } = mapping;
         let align = if huge { HUGE_PAGE } else { rustix::param::page_size() };
         // SAFETY: the mapping lives until `drop`, which unmaps it there first; nobody has a reference to it.
-        match unsafe { map.map(ptr.as_ptr(), len, align) } {
+        match unsafe { map.map(ptr.as_ptr(), len, align, DmaAccess::ReadWrite) } {
             Ok(iova) => Ok(Self { ptr, len, iova, memfd, huge, map }),
             Err(cause) => {
                 unmap(ptr, len);
@@ -248,18 +263,28 @@ impl DmaSlice {
 pub(crate) mod tests {
     use super::*;
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Maps nothing, and remembers what is mapped; "device" addresses are `ptr + OFFSET`.
     #[derive(Debug, Default)]
     pub(crate) struct FakeMap {
         pub(crate) mapped: Mutex<Vec<(u64, usize)>>,
+        /// Mappings that the device may only read, of all that were made.
+        pub(crate) read_only: AtomicUsize,
     }
 
     /// What device addresses are off, so that a mix-up of the two kinds shows.
     pub(crate) const OFFSET: u64 = 1 << 52;
 
     impl DmaMap for FakeMap {
-        unsafe fn map(&self, ptr: *mut u8, len: usize, align: usize) -> Result<u64, DeviceError> {
+        unsafe fn map(
+            &self,
+            ptr: *mut u8,
+            len: usize,
+            align: usize,
+            access: DmaAccess,
+        ) -> Result<u64, DeviceError> {
+            self.read_only.fetch_add(usize::from(access == DmaAccess::Read), Ordering::Relaxed);
             let iova = ptr as u64 + OFFSET;
             assert!(align.is_power_of_two() && len.is_multiple_of(rustix::param::page_size()));
             self.mapped.lock().unwrap().push((iova, len));

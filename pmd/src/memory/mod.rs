@@ -1,7 +1,9 @@
 //! Memory that devices reach by DMA.
 
 pub mod dma;
+pub mod guest;
 pub mod pool;
 
-pub use dma::{DmaMap, DmaMemory, DmaSlice};
+pub use dma::{DmaAccess, DmaMap, DmaMemory, DmaSlice};
+pub use guest::{GuestWindow, GuestWindows};
 pub use pool::{BUFFER_SIZE, BufferPool};

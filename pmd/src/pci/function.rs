@@ -19,6 +19,9 @@ pub trait PciFunction: DmaMap {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Whether another function that is in use reaches what this one reaches.
+    fn shares_address_space(&self) -> bool;
+
     /// Whether its owner has asked for the function back, because it is about to leave the machine.
     fn removal_requested(&self) -> bool;
 }

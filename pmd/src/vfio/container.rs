@@ -8,16 +8,20 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL,
+    VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_IOMMU_INFO_CAPS,
+    VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, vfio_iommu_type1_dma_map,
 };
 use vfio_ioctls::{VfioContainer, VfioError};
 
 use super::iova::IovaAllocator;
 use crate::device::DeviceError;
+use crate::memory::DmaAccess;
 use crate::pci::Address;
 
 /// `VFIO_IOMMU_GET_INFO` (linux/vfio.h), `_IO(';', 100 + 12)`.
 const VFIO_IOMMU_GET_INFO: libc::c_ulong = 0x3b70;
+/// `VFIO_IOMMU_MAP_DMA`, `_IO(';', 100 + 13)`.
+const VFIO_IOMMU_MAP_DMA: libc::c_ulong = 0x3b71;
 /// Address bits when the kernel lists no ranges (before 5.4): what the narrowest VT-d units reach.
 const CAUTIOUS_WIDTH: u32 = 39;
 /// The window that x86 reserves for message-signalled interrupts.
@@ -126,29 +130,47 @@ impl AddressSpace {
         self.group
     }
 
+    /// Whether several functions are open in it.
+    pub(super) fn is_shared(&self) -> bool {
+        lock(&self.claimed).len() > 1
+    }
+
     /// Makes `len` bytes at `ptr` reachable for DMA, and returns the address at which devices find them, a multiple of
     /// `align`.
     ///
     /// # Safety
     /// The bytes must stay mapped, and no Rust reference to them may exist, until [`unmap`](Self::unmap).
-    pub unsafe fn map(&self, ptr: *mut u8, len: usize, align: usize) -> Result<u64, DeviceError> {
+    pub unsafe fn map(
+        &self,
+        ptr: *mut u8,
+        len: usize,
+        align: usize,
+        access: DmaAccess,
+    ) -> Result<u64, DeviceError> {
+        let address = self.allocate(len, align)?;
+        // Without the lock: the kernel brings in and holds every page, and others need an address meanwhile.
+        // SAFETY: the caller vouches for the memory.
+        let mapped = unsafe { dma_map(&self.container, address, ptr, len, access) };
+        mapped.map(|()| address).map_err(|cause| {
+            if let Some(iova) = &mut *lock(&self.iova) {
+                iova.release(address, len as u64);
+            }
+            self.map_error(len, &cause)
+        })
+    }
+
+    fn allocate(&self, len: usize, align: usize) -> Result<u64, DeviceError> {
         let mut guard = lock(&self.iova);
         let iova = match &mut *guard {
             Some(iova) => iova,
             none => none.insert(self.allocator()?),
         };
-        let address = iova.allocate(len as u64, align as u64).ok_or_else(|| {
+        iova.allocate(len as u64, align as u64).ok_or_else(|| {
             DeviceError::Failed(format!(
                 "no room for {len} bytes below {DEVICE_WIDTH} bits in the IO address space of IOMMU group {}; \
                  use fewer relays with VFs of this group",
                 self.group
             ))
-        })?;
-        // SAFETY: the caller vouches for the memory.
-        let mapped = unsafe { self.container.vfio_dma_map(address, len, ptr) };
-        mapped.map(|()| address).map_err(|cause| {
-            iova.release(address, len as u64);
-            self.map_error(len, &cause)
         })
     }
 
@@ -182,12 +204,8 @@ impl AddressSpace {
         Ok(IovaAllocator::new(&info.ranges, DEVICE_WIDTH))
     }
 
-    fn map_error(&self, len: usize, cause: &VfioError) -> DeviceError {
-        let errno = match cause {
-            VfioError::IommuDmaMap(errno) => errno.errno(),
-            _ => 0,
-        };
-        let remedy = match errno {
+    fn map_error(&self, len: usize, cause: &io::Error) -> DeviceError {
+        let remedy = match cause.raw_os_error().unwrap_or_default() {
             // The kernel answers ENOMEM for both limits, and ENOSPC for the second since 5.10.
             libc::ENOSPC => too_many_mappings(),
             libc::ENOMEM => {
@@ -206,6 +224,33 @@ impl AddressSpace {
             "cannot map {len} bytes for DMA in IOMMU group {group}: {cause}; {remedy}"
         ))
     }
+}
+
+/// Maps `len` bytes at `ptr` at address `iova`.
+///
+/// # Safety
+/// As for [`AddressSpace::map`].
+unsafe fn dma_map(
+    container: &VfioContainer,
+    iova: u64,
+    ptr: *mut u8,
+    len: usize,
+    access: DmaAccess,
+) -> io::Result<()> {
+    let flags = match access {
+        DmaAccess::Read => VFIO_DMA_MAP_FLAG_READ,
+        DmaAccess::ReadWrite => VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+    };
+    let argument = vfio_iommu_type1_dma_map {
+        argsz: size_of::<vfio_iommu_type1_dma_map>() as u32,
+        flags,
+        vaddr: ptr as u64,
+        iova,
+        size: len as u64,
+    };
+    // SAFETY: the argument is of the type that this request reads, and says its own size; the caller vouches for the rest.
+    let status = unsafe { libc::ioctl(container.as_raw_fd(), VFIO_IOMMU_MAP_DMA, &raw const argument) };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn too_many_mappings() -> String {

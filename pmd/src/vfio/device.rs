@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::container::{AddressSpace, Claim};
 use crate::device::DeviceError;
-use crate::memory::DmaMap;
+use crate::memory::{DmaAccess, DmaMap};
 use crate::pci::{Address, PciFunction, Ready, Sysfs};
 
 /// `VFIO_DEVICE_RESET` (linux/vfio.h), `_IO(';', 100 + 11)`.
@@ -147,9 +147,15 @@ impl Drop for Function {
 }
 
 impl DmaMap for Function {
-    unsafe fn map(&self, ptr: *mut u8, len: usize, align: usize) -> Result<u64, DeviceError> {
+    unsafe fn map(
+        &self,
+        ptr: *mut u8,
+        len: usize,
+        align: usize,
+        access: DmaAccess,
+    ) -> Result<u64, DeviceError> {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.claim.space().map(ptr, len, align) }
+        unsafe { self.claim.space().map(ptr, len, align, access) }
     }
 
     fn unmap(&self, iova: u64, len: usize) {
@@ -180,6 +186,10 @@ impl PciFunction for Function {
         // The kernel has a reference of its own.
         // SAFETY: the descriptor was owned by `event`, which gives it up here.
         Ok(unsafe { OwnedFd::from_raw_fd(event.into_raw_fd()) })
+    }
+
+    fn shares_address_space(&self) -> bool {
+        self.claim.space().is_shared()
     }
 
     /// The kernel asks before VFs are disabled or the device is unplugged, and waits until it is closed, for as long

@@ -9,6 +9,7 @@
 //! A [`GuestMemory`] never changes. Adding or removing a region makes a new one, which shares the mappings that stay;
 //! a mapping goes when the last ring that holds it has gone, so unmapping too early cannot be written down.
 
+use std::any::Any;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
@@ -216,6 +217,18 @@ impl GuestMemory {
     /// Whether the front end took away pages that we touched since (it truncated the file).
     pub fn is_poisoned(&self) -> bool {
         self.regions.iter().any(|region| region.mapping.guard.is_poisoned())
+    }
+
+    /// All regions as a device may be let into them: where the whole pages of each are mapped, their bytes, and what keeps them
+    /// there. The same mapping has the same keeper in every memory that it is part of.
+    pub(crate) fn pages(&self) -> impl Iterator<Item = (NonNull<u8>, usize, Arc<dyn Any + Send + Sync>)> {
+        let page = rustix::param::page_size();
+        self.regions.iter().filter_map(move |region| {
+            // The rest of a page that is cut belongs to somebody else, perhaps.
+            let len = region.description.size as usize / page * page;
+            let keeper = Arc::clone(&region.mapping) as Arc<dyn Any + Send + Sync>;
+            Some((NonNull::new(region.host()).filter(|_| len > 0)?, len, keeper))
+        })
     }
 
     /// Where `len` bytes at a user address of the front end are; they must lie within one region.

@@ -42,6 +42,7 @@ use crate::relay::{GuestPort, GuestStatus};
 use crate::ring::config::MAX_SIZE;
 use crate::ring::notify::{Call, check_eventfd};
 use crate::ring::{RingConfig, RingError};
+use crate::zero_copy::Shared;
 
 /// Virtqueues: a receive queue (even) and a transmit queue (odd) for each queue pair.
 pub(super) const RINGS: usize = 2 * MOST_PAIRS;
@@ -440,6 +441,7 @@ impl Session {
             }
             self.features = features;
             self.port.set_guest_features(bits);
+            self.share_memory();
             self.space = Arc::new(self.make_space());
         }
         self.start_all()
@@ -458,8 +460,18 @@ impl Session {
         let _held = port.hold();
         self.stop_all(false);
         self.memory = Arc::new(memory);
+        self.share_memory();
         self.space = Arc::new(self.make_space());
         start(self)
+    }
+
+    /// Tells the relay what a device may be let into. All rings have been stopped.
+    fn share_memory(&self) {
+        self.port.set_memory(match self.features.translated() {
+            _ if self.memory.is_empty() => Shared::Nothing,
+            true => Shared::Translated,
+            false => Shared::Memory(Arc::clone(&self.memory)),
+        });
     }
 
     fn make_space(&self) -> AddressSpace {
@@ -535,6 +547,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         // Not as in a reset: the front end may come back to rings of which it only knows where they were at first.
         self.stop_all(false);
+        self.port.set_memory(Shared::Nothing);
         self.port.set_guest(None);
     }
 }

@@ -10,6 +10,7 @@ use crate::counters::DirectionCounters;
 use crate::ends::{GuestRings, Side};
 use crate::guest::space::AddressSpace;
 use crate::ring::{ReceiveRing, Ring, TransmitRing};
+use crate::zero_copy::{Shared, ZeroCopy};
 
 /// Of all virtqueues those that receive: the even ones.
 const RECEIVE_RINGS: u64 = 0x5555_5555_5555_5555;
@@ -124,6 +125,21 @@ impl GuestPort {
     pub fn set_guest_mtu(&self, mtu: u16) {
         if let Some(status) = &mut self.relay.lock().guest(self.side).status {
             status.mtu = Some(mtu);
+        }
+    }
+
+    /// How far devices are let into the guest's memory; never into that of a guest at the other end of a cable.
+    pub fn zero_copy(&self) -> ZeroCopy {
+        match self.side {
+            Side::Near => self.relay.zero_copy(),
+            Side::Far => ZeroCopy::Off,
+        }
+    }
+
+    /// As [`Relay::set_memory`].
+    pub fn set_memory(&self, shared: Shared) {
+        if self.side == Side::Near {
+            self.relay.set_memory(shared);
         }
     }
 

@@ -3,6 +3,8 @@
 use pmd::{DeviceStatistics, Identity, Link};
 use thiserror::Error;
 
+use crate::zero_copy::ZeroCopyState;
+
 /// The guest's side, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestStatus {
@@ -79,6 +81,8 @@ pub struct DeviceStatus {
     pub link: Option<Link>,
     /// Counters of the device, at most a second old.
     pub statistics: DeviceStatistics,
+    /// Whether it sends from the guest's memory.
+    pub zero_copy: ZeroCopyState,
 }
 
 /// The relay has a device already.

@@ -10,6 +10,7 @@ use crate::guest::iotlb_miss::{self, MissReports};
 use crate::guest::positions::RingIdentity;
 use crate::ring::notify;
 use crate::ring::{PackedRing, ReceiveRing, Ring, RingConfig, RingError, SplitRing, TransmitRing};
+use crate::zero_copy::ZeroCopy;
 
 /// What is known of one ring.
 #[derive(Debug, Default)]
@@ -107,8 +108,11 @@ impl Session {
         if index.is_multiple_of(2) {
             self.port.attach_receive(ReceiveRing::new(ring, pair, features.receive_rules()).with_kick(kick));
         } else {
-            self.port
-                .attach_transmit(TransmitRing::new(ring, pair, features.transmit_rules()).with_kick(kick));
+            let mut rules = features.transmit_rules();
+            // Where a packed ring goes on after a death is told by what was completed last; so nothing may overtake what a
+            // device has borrowed.
+            rules.in_order |= features.packed() && self.port.zero_copy() != ZeroCopy::Off;
+            self.port.attach_transmit(TransmitRing::new(ring, pair, rules).with_kick(kick));
         }
         Ok(())
     }
