@@ -25,28 +25,27 @@ pub struct Daemon {
 /// Figures of the worker since it started. `None` where this build has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Work {
-    /// TSC ticks of passes that moved frames.
-    pub ticks: Option<f64>,
+    /// Cycles of the time stamp counter in polls that found work.
+    pub cycles: Option<f64>,
     /// Frames moved.
     pub frames: Option<f64>,
-    /// Passes with work.
-    pub passes_with: Option<f64>,
-    /// Passes that found nothing.
-    pub passes_without: Option<f64>,
+    /// Rounds over all relays.
+    pub polls: Option<f64>,
+    /// Those that found nothing.
+    pub empty_polls: Option<f64>,
 }
 
 impl Work {
     /// TSC cycles of a frame, since `before`.
     pub fn cycles_since(&self, before: &Self) -> Option<f64> {
         let frames = self.frames? - before.frames?;
-        (frames > 0.0).then_some((self.ticks? - before.ticks?) / frames)
+        (frames > 0.0).then_some((self.cycles? - before.cycles?) / frames)
     }
 
-    /// Share of passes that found nothing, since `before`.
+    /// Share of polls that found nothing, since `before`.
     pub fn empty_since(&self, before: &Self) -> Option<f64> {
-        let (with, without) =
-            (self.passes_with? - before.passes_with?, self.passes_without? - before.passes_without?);
-        (with + without > 0.0).then_some(without / (with + without))
+        let (polls, empty) = (self.polls? - before.polls?, self.empty_polls? - before.empty_polls?);
+        (polls > 0.0).then_some(empty / polls)
     }
 }
 
@@ -143,19 +142,19 @@ fn listening(table: &str, folder: &Path) -> usize {
 }
 
 fn parse_work(metrics: &str, cpu: usize) -> Work {
-    let value = |name: &str, label: &str| -> Option<f64> {
+    let value = |name: &str| -> Option<f64> {
         let of_name = format!("virtio_forwarder_worker_{name}_total{{");
         let of_cpu = format!("cpu=\"{cpu}\"");
         let line = metrics
             .lines()
-            .find(|line| line.starts_with(&of_name) && line.contains(&of_cpu) && line.contains(label))?;
+            .find(|line| line.starts_with(&of_name) && line.contains(&of_cpu))?;
         line.split_whitespace().last()?.parse().ok()
     };
     Work {
-        ticks: value("busy_ticks", ""),
-        frames: value("frames", ""),
-        passes_with: value("passes", "work=\"yes\""),
-        passes_without: value("passes", "work=\"no\""),
+        cycles: value("busy_cycles"),
+        frames: value("frames"),
+        polls: value("polls"),
+        empty_polls: value("empty_polls"),
     }
 }
 
@@ -165,17 +164,17 @@ mod tests {
 
     #[test]
     fn the_figures_of_a_worker_are_read_from_the_metrics() {
-        let text = "virtio_forwarder_worker_busy_ticks_total{cpu=\"2\"} 7\n\
-                    virtio_forwarder_worker_busy_ticks_total{cpu=\"1\"} 1000\n\
+        let text = "virtio_forwarder_worker_busy_cycles_total{cpu=\"2\"} 7\n\
+                    virtio_forwarder_worker_busy_cycles_total{cpu=\"1\"} 1000\n\
                     virtio_forwarder_worker_frames_total{cpu=\"1\"} 40\n\
-                    virtio_forwarder_worker_passes_total{cpu=\"1\",work=\"yes\"} 3\n\
-                    virtio_forwarder_worker_passes_total{cpu=\"1\",work=\"no\"} 1\n";
+                    virtio_forwarder_worker_polls_total{cpu=\"1\"} 4\n\
+                    virtio_forwarder_worker_empty_polls_total{cpu=\"1\"} 1\n";
         let work = parse_work(text, 1);
         assert_eq!(
             work.cycles_since(&parse_work(&text.replace("1000", "0").replace("} 40", "} 0"), 1)),
             Some(25.0)
         );
-        let nothing = Work { passes_with: Some(0.0), passes_without: Some(0.0), ..work };
+        let nothing = Work { polls: Some(0.0), empty_polls: Some(0.0), ..work };
         assert_eq!(work.empty_since(&nothing), Some(0.25));
     }
 

@@ -100,7 +100,7 @@ fn method(page: &mut String, results: &Results) {
     }
     add(format!(
         "- The forwarder has CPU 1: our one worker, or all of testpmd (`--forward-mode=io`). The guests have CPU 0: testpmd with\n  \
-         `virtio_user`, the same build for everyone, rings of 1024, bursts of 32, mergeable buffers. All memory is of 4 KiB\n  \
+         `virtio_user`, the same build for everyone, rings of 256, bursts of 32, mergeable buffers. All memory is of 4 KiB\n  \
          pages (`--no-huge`), on both sides.\n\
          - A closed loop: each queue pair has {IN_FLIGHT} frames under way, put there once (`start tx_first 16`) and sent again as they\n  \
          come back. Nothing can be lost without being missed from then on, so the smallest number that was under way at the end\n  \
@@ -116,9 +116,9 @@ fn method(page: &mut String, results: &Results) {
          away, both halves of it, before anything is computed. `7/9` are rounds kept and rounds run. With fewer than {FEWEST}, or less\n  \
          than half, left a row is not settled and meets no target.\n\
          - Cycles are TSC ticks of the forwarder's rounds in which frames came, by frames forwarded: testpmd's\n  \
-         `--record-core-cycles`, our worker's `virtio_forwarder_worker_busy_ticks_total` and `…_frames_total`. Rounds that found\n  \
+         `--record-core-cycles`, our worker's `virtio_forwarder_worker_busy_cycles_total` and `…_frames_total`. Rounds that found\n  \
          nothing are on neither side. A frame that goes round counts once.\n\
-         - Where our worker found nothing in {} of its passes or more, the generator is the limit, not the daemon: the row says\n  \
+         - Where our worker found nothing in {} of its polls or more, the generator is the limit, not the daemon: the row says\n  \
          so, and the cycles decide.\n\
          - Many relays, memory and latency are measured with our own guests (`tests/src/bin/bench_guest.rs`), which do little\n  \
          more than move rings on. One busy guest has 512 frames under way, each of 64 busy ones 64. The prober that measures single\n  \
