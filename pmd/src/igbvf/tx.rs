@@ -670,7 +670,7 @@ mod tests {
             // Pages of which every other one is out of reach.
             let (mut queue, mut ring) = queue();
             let (pages, map) = (Pages::new(4), Arc::new(FakeMap::default()));
-            pages.segment(0, 10500).copy_from(&Vec::from_iter((0..10500u32).map(|n| (n * 7919 >> 5) as u8)));
+            pages.segment(0, 10500).copy_from(&Vec::from_iter((0..10500u32).map(|n| ((n * 7919) >> 5) as u8)));
             let windows = vec![pages.window(&map, 1, 1), pages.window(&map, 2, 1)];
             queue.set_guest_memory(Arc::new(GuestWindows::new(windows)));
             let (mut expected, mut sent, mut given, mut back) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());

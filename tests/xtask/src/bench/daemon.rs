@@ -145,9 +145,7 @@ fn parse_work(metrics: &str, cpu: usize) -> Work {
     let value = |name: &str| -> Option<f64> {
         let of_name = format!("virtio_forwarder_worker_{name}_total{{");
         let of_cpu = format!("cpu=\"{cpu}\"");
-        let line = metrics
-            .lines()
-            .find(|line| line.starts_with(&of_name) && line.contains(&of_cpu))?;
+        let line = metrics.lines().find(|line| line.starts_with(&of_name) && line.contains(&of_cpu))?;
         line.split_whitespace().last()?.parse().ok()
     };
     Work {
