@@ -1,4 +1,5 @@
 //! Devices without hardware.
 
+mod buffers;
 pub mod null;
 pub mod tap;

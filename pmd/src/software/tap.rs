@@ -4,12 +4,10 @@
 //! our own, from where a frame is copied once into the guest. Each frame comes and goes behind a virtio-net header, so
 //! that checksums and segmentation are left to whoever is last, as with any virtual NIC of Linux.
 
-use std::alloc::Layout;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,6 +20,7 @@ use crate::device::{
 use crate::frame::{BURST_FRAMES, Burst, Frames, Segment, Token};
 use crate::net_header::{self, LENGTH};
 use crate::offload::Capabilities;
+use crate::software::buffers::Buffers;
 
 /// Longest interface name in bytes (`IFNAMSIZ` less the closing zero).
 const MAX_NAME: usize = libc::IFNAMSIZ - 1;
@@ -173,7 +172,7 @@ impl Device for Tap {
         Ok(Queues {
             receive: vec![Receive::Tap(TapReceive {
                 file: Arc::clone(&self.file),
-                pool: Pool::new()
+                pool: Buffers::new(BUFFERS, BUFFER + 1)
                     .ok_or_else(|| DeviceError::Failed("no memory for receive buffers".to_owned()))?,
                 free: (0..BUFFERS).collect(),
                 faulty: Arc::clone(&self.faulty),
@@ -268,44 +267,10 @@ impl TransmitQueue for TapTransmit {
 #[derive(Debug)]
 pub struct TapReceive {
     file: Arc<File>,
-    pool: Pool,
+    /// Each has room for one byte more than a frame may have, so that a longer one is noticed.
+    pool: Buffers,
     free: Vec<u32>,
     faulty: Arc<AtomicU64>,
-}
-
-/// Receive buffers. Never seen as a slice: frames that are on their way to the guest point into it.
-#[derive(Debug)]
-struct Pool(NonNull<u8>);
-
-// SAFETY: the allocation belongs to the pool alone and is freed with it, on whichever thread that is.
-unsafe impl Send for Pool {}
-
-/// One byte more than a frame may have, so that a longer one is noticed.
-const SLOT: usize = (BUFFER + 1).next_multiple_of(64);
-
-impl Pool {
-    fn layout() -> Option<Layout> {
-        Layout::from_size_align(SLOT * BUFFERS as usize, 64).ok()
-    }
-
-    fn new() -> Option<Self> {
-        // SAFETY: the layout has a size above 0.
-        NonNull::new(unsafe { std::alloc::alloc_zeroed(Self::layout()?) }).map(Self)
-    }
-
-    fn buffer(&self, number: u32) -> NonNull<u8> {
-        // SAFETY: numbers are below `BUFFERS` (they come from the free list), so this is inside the allocation.
-        unsafe { self.0.add(number as usize * SLOT) }
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        if let Some(layout) = Self::layout() {
-            // SAFETY: allocated with this layout.
-            unsafe { std::alloc::dealloc(self.0.as_ptr(), layout) };
-        }
-    }
 }
 
 impl ReceiveQueue for TapReceive {
@@ -317,8 +282,8 @@ impl ReceiveQueue for TapReceive {
             }
             let Some(&number) = self.free.last() else { return };
             let buffer = self.pool.buffer(number);
-            // SAFETY: the buffer has `SLOT` bytes, is on the free list, and so nobody else has a pointer into it.
-            let len = unsafe { libc::read(self.file.as_raw_fd(), buffer.as_ptr().cast(), SLOT) };
+            // SAFETY: the buffer has so many bytes, is on the free list, and so nobody else has a pointer into it.
+            let len = unsafe { libc::read(self.file.as_raw_fd(), buffer.as_ptr().cast(), self.pool.size()) };
             if len <= 0 {
                 return;
             }
@@ -371,7 +336,7 @@ mod tests {
     fn queue(source: File) -> TapReceive {
         TapReceive {
             file: Arc::new(source),
-            pool: Pool::new().unwrap(),
+            pool: Buffers::new(BUFFERS, BUFFER + 1).unwrap(),
             free: (0..BUFFERS).collect(),
             faulty: Arc::default(),
         }
@@ -391,8 +356,8 @@ mod tests {
     fn faulty_frames_do_not_keep_a_worker() {
         // Each read brings more than a frame may have.
         let source = File::from(rustix::fs::memfd_create("frames", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-        source.set_len(SLOT as u64 * 10 * BURST_FRAMES as u64).unwrap();
-        let mut queue = queue(source);
+        let mut queue = queue(source.try_clone().unwrap());
+        source.set_len(queue.pool.size() as u64 * 10 * BURST_FRAMES as u64).unwrap();
         let mut burst = Burst::new();
         queue.receive(&mut burst);
         assert!(burst.is_empty() && queue.faulty.load(Ordering::Relaxed) == BURST_FRAMES as u64);
