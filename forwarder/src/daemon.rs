@@ -117,7 +117,7 @@ impl Forwarder {
     fn user_of(&self, id: u32, spec: &DeviceSpec, name: &str) -> Option<User> {
         let others = || self.relays.iter().filter(|other| other.id() != id);
         match spec {
-            DeviceSpec::Vf(_) | DeviceSpec::Tap(_) => {
+            DeviceSpec::Vf(_) | DeviceSpec::Tap(_) | DeviceSpec::Packet(_) | DeviceSpec::Pcap(_) => {
                 others().find(|other| has_device(other, name)).map(|other| User::Device(other.id()))
             }
             DeviceSpec::VhostUser(path) => {

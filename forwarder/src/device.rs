@@ -34,10 +34,8 @@ pub fn open(spec: &DeviceSpec, options: &VfOptions, guests: &Guests) -> Result<O
         }
         DeviceSpec::Null => Ok(Opened::Device(Box::new(pmd::software::null::Null::new()))),
         DeviceSpec::Tap(name) => Ok(Opened::Device(Box::new(pmd::software::tap::Tap::open(name)?))),
-        other => Err(DeviceError::Unsupported(format!(
-            "{other}: this version has no such device; it has VFs by PCI address, loopback, null, tap:IFNAME and \
-             vhost-user:SOCKET"
-        ))),
+        DeviceSpec::Packet(name) => Ok(Opened::Device(Box::new(pmd::software::packet::Packet::open(name)?))),
+        DeviceSpec::Pcap(path) => Ok(Opened::Device(Box::new(pmd::software::pcap::Pcap::open(path)?))),
     }
 }
 

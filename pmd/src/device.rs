@@ -240,6 +240,12 @@ pub trait ReceiveQueue: Send + fmt::Debug {
 
     /// It need not ring any more; it may.
     fn disarm(&mut self) {}
+
+    /// Whether its frames may wait for as long as a guest has no room for them: nobody sends them in the meantime (a
+    /// file), so none has to be dropped.
+    fn can_wait(&self) -> bool {
+        false
+    }
 }
 
 macro_rules! transmit_kinds {
@@ -307,6 +313,9 @@ macro_rules! receive_kinds {
             fn disarm(&mut self) {
                 match self { $(Self::$variant(q) => q.disarm(),)* Self::Other(q) => q.disarm() }
             }
+            fn can_wait(&self) -> bool {
+                match self { $(Self::$variant(q) => q.can_wait(),)* Self::Other(q) => q.can_wait() }
+            }
         }
     };
 }
@@ -316,6 +325,10 @@ transmit_kinds! {
     Null(crate::software::null::NullTransmit),
     /// Sends into a tap interface.
     Tap(crate::software::tap::TapTransmit),
+    /// Sends through an interface of the kernel.
+    Packet(crate::software::packet::PacketTransmit),
+    /// Records into a capture file.
+    Pcap(crate::software::pcap::PcapTransmit),
     /// Sends through an 82576 or I350 VF.
     Igbvf(crate::igbvf::IgbvfTransmit),
 }
@@ -325,6 +338,10 @@ receive_kinds! {
     Null(crate::software::null::NullReceive),
     /// Receives from a tap interface.
     Tap(crate::software::tap::TapReceive),
+    /// Receives what an interface of the kernel receives.
+    Packet(crate::software::packet::PacketReceive),
+    /// Plays a capture file.
+    Pcap(crate::software::pcap::PcapReceive),
     /// Receives from an 82576 or I350 VF.
     Igbvf(crate::igbvf::IgbvfReceive),
 }

@@ -2,4 +2,6 @@
 
 mod buffers;
 pub mod null;
+pub mod packet;
+pub mod pcap;
 pub mod tap;

@@ -1,0 +1,192 @@
+//! Recording into a capture file: the worker writes records into a ring of bytes, a thread writes those into the file.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam::utils::CachePadded;
+
+use super::format::{self, RECORD_HEADER};
+use super::pace::Pace;
+use crate::device::{Accepted, Completions, DeviceError, TransmitQueue};
+use crate::frame::{Frames, Segment};
+use crate::software::buffers::Buffers;
+
+/// Bytes of the ring, a power of two: many frames of any length.
+const RING: usize = 4 << 20;
+/// Bytes of one write at most, so that room is made early.
+const WRITE: usize = 256 << 10;
+
+/// A ring of bytes with one writer, the worker, and one reader, the thread.
+///
+/// Positions count all bytes ever written; `read <= written <= read + RING`. Bytes from `read` to `written` are the
+/// reader's, the others the writer's.
+#[derive(Debug)]
+struct Shared {
+    memory: Buffers,
+    written: CachePadded<AtomicUsize>,
+    read: CachePadded<AtomicUsize>,
+    stop: AtomicBool,
+    /// The file cannot be written to.
+    failed: AtomicBool,
+}
+
+impl Shared {
+    /// The bytes of the ring from position `at`, as many as lie in one piece.
+    fn piece(&self, at: usize, len: usize) -> Segment {
+        let offset = at & (RING - 1);
+        // SAFETY: the memory has `RING` bytes, and lives as long as this.
+        let whole = unsafe { Segment::new(self.memory.buffer(0), RING as u32) };
+        whole.part(offset as u32, len as u32)
+    }
+}
+
+/// The thread that writes a file.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Recorder {
+    /// Writes the beginning of `file`, which `name` names in messages, and what the queue is given from then on. When
+    /// that fails a sentence goes to `notices`.
+    pub(super) fn start(
+        mut file: File,
+        name: String,
+        notices: Sender<String>,
+    ) -> Result<(Self, PcapTransmit), DeviceError> {
+        file.write_all(&format::file_header())
+            .map_err(|cause| DeviceError::Failed(format!("cannot write to {name}: {cause}")))?;
+        let memory = Buffers::new(1, RING)
+            .ok_or_else(|| DeviceError::Failed(format!("no memory to record into {name}")))?;
+        let shared = Arc::new(Shared {
+            memory,
+            written: CachePadded::default(),
+            read: CachePadded::default(),
+            stop: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+        });
+        let of_thread = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("pcap-record".to_owned())
+            .spawn(move || {
+                if let Err(cause) = write_out(&of_thread, file) {
+                    of_thread.failed.store(true, Ordering::Release);
+                    let _ = notices.send(format!(
+                        "cannot write to {name}: {cause}; what the VM sends is lost from now on: make room and add the \
+                         device anew"
+                    ));
+                }
+            })
+            .map_err(|cause| DeviceError::Failed(format!("no thread to write a capture file: {cause}")))?;
+        let transmit = PcapTransmit { shared: Arc::clone(&shared) };
+        Ok((Self { shared, thread: Some(thread) }, transmit))
+    }
+
+    /// Waits until all is in the file, not longer than `patience`. The queue must not be in use.
+    pub(super) fn settle(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let is_behind = || {
+            let written = self.shared.written.load(Ordering::Acquire);
+            self.shared.read.load(Ordering::Acquire) != written && !self.shared.failed.load(Ordering::Acquire)
+        };
+        while is_behind() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Recorder {
+    /// What was accepted is written first.
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Writes what comes into the ring to `file`, until it is told to stop and all is written.
+fn write_out(shared: &Shared, mut file: impl Write) -> io::Result<()> {
+    let mut pace = Pace::new();
+    loop {
+        let stop = shared.stop.load(Ordering::Acquire);
+        let read = shared.read.load(Ordering::Relaxed);
+        let len = shared.written.load(Ordering::Acquire).wrapping_sub(read);
+        if len == 0 {
+            if stop {
+                return file.flush();
+            }
+            pace.wait();
+            continue;
+        }
+        pace.reset();
+        let piece = shared.piece(read, len.min(WRITE));
+        // SAFETY: these bytes are before `written`, so the writer leaves them alone until `read` is behind them.
+        let bytes = unsafe { std::slice::from_raw_parts(piece.as_ptr().cast_const(), piece.len() as usize) };
+        file.write_all(bytes)?;
+        shared.read.store(read.wrapping_add(bytes.len()), Ordering::Release);
+    }
+}
+
+/// The sending side of `pcap:FILE`.
+#[derive(Debug)]
+pub struct PcapTransmit {
+    shared: Arc<Shared>,
+}
+
+impl PcapTransmit {
+    /// Copies `from` to position `at` of the ring, where there is room for it; returns the position behind it.
+    #[inline]
+    fn put(&self, at: usize, from: &Segment) -> usize {
+        let len = from.len() as usize;
+        let first = self.shared.piece(at, len);
+        first.copy_from_segment(from);
+        if (first.len() as usize) < len {
+            let rest = from.part(first.len(), u32::MAX);
+            self.shared.piece(at.wrapping_add(first.len() as usize), len).copy_from_segment(&rest);
+        }
+        at.wrapping_add(len)
+    }
+}
+
+impl TransmitQueue for PcapTransmit {
+    fn transmit(&mut self, frames: Frames<'_>) -> Accepted {
+        if self.shared.failed.load(Ordering::Acquire) {
+            return Accepted::Refused(frames.len());
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let read = self.shared.read.load(Ordering::Acquire);
+        let mut at = self.shared.written.load(Ordering::Relaxed);
+        let mut accepted = 0;
+        for (frame, segments) in frames.iter() {
+            if RING - at.wrapping_sub(read) < RECORD_HEADER + frame.len() as usize {
+                break;
+            }
+            let mut header = format::record_header(now, frame.len());
+            // SAFETY: the header is a local, and done with when `put` returns.
+            let header = unsafe { Segment::new(NonNull::from(&mut header).cast(), RECORD_HEADER as u32) };
+            at = self.put(at, &header);
+            for segment in segments {
+                at = self.put(at, segment);
+            }
+            accepted += 1;
+        }
+        self.shared.written.store(at, Ordering::Release);
+        Accepted::Copied(accepted)
+    }
+
+    fn reclaim(&mut self, _done: &mut Completions) {}
+
+    fn outstanding(&self) -> usize {
+        0
+    }
+
+    fn abort(&mut self, _done: &mut Completions) {}
+}
