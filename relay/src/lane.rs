@@ -241,7 +241,12 @@ impl Lane {
                     }
                 }
                 several => {
-                    receive(source, mixed, counters);
+                    // What a source that can wait would give now might find one of its paths full, and be dropped.
+                    let waits = matches!(source, Source::Device(queue) if queue.can_wait())
+                        && several.iter().any(|path| !path.is_empty());
+                    if !waits {
+                        receive(source, mixed, counters);
+                    }
                     busy |= !mixed.is_empty();
                     tell_apart(mixed.frames(), source, several, counters);
                     mixed.clear();

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pmd::frame::MIN_FRAME;
-use pmd::{Accepted, Burst, Capabilities, Frame, Frames, Segment, TransmitQueue};
+use pmd::{Accepted, Burst, Capabilities, Frame, Frames, ReceiveQueue, Segment, TransmitQueue};
 
 use crate::counters::{DirectionCounters, DropReason};
 use crate::lane::{LaneCounters, MOST_PAIRS, Sink, Source, complete};
@@ -209,6 +209,9 @@ impl Path {
     }
 
     fn lose_patience(&mut self, source: &mut Source, sink: &Sink, counters: &LaneCounters, now: Instant) {
+        if matches!((&*source, sink), (Source::Device(queue), Sink::Guest(_)) if queue.can_wait()) {
+            return;
+        }
         let since = *self.waiting.since.get_or_insert(now);
         let (patience, reason) = match sink {
             Sink::Device(..) => (DEVICE_PATIENCE, DropReason::VfQueueFull),
