@@ -28,7 +28,7 @@ pub enum DeviceSpec {
     Tap(String),
     /// `packet:IFNAME`: a kernel network interface through an AF_PACKET socket.
     Packet(String),
-    /// `pcap:FILE`: plays and records a capture file.
+    /// `pcap:FILE`: plays FILE, if it is there, and records in `FILE.out.pcap`.
     Pcap(PathBuf),
     /// `vhost-user:SOCKET`: another VM.
     VhostUser(PathBuf),
@@ -39,7 +39,8 @@ pub enum DeviceSpec {
 pub enum DeviceSpecError {
     /// Neither a PCI address nor a known kind.
     #[error(
-        "'{0}' names no device; write a PCI address (0000:02:08.0), loopback, null, tap:IFNAME or vhost-user:SOCKET"
+        "'{0}' names no device; write a PCI address (0000:02:08.0), loopback, null, tap:IFNAME, packet:IFNAME, pcap:FILE or \
+         vhost-user:SOCKET"
     )]
     UnknownKind(String),
     /// More than any name needs.

@@ -99,7 +99,7 @@ struct NamedDevice {
     /// VF by its PCI address: 0000:02:08.0, or 02:08.0.
     #[arg(long, value_name = "ADDRESS")]
     pci_addr: Option<PciAddress>,
-    /// Device by name: loopback, null, tap:IFNAME, vhost-user:SOCKET, or the PCI address of a VF.
+    /// Device by name: loopback, null, tap:IFNAME, packet:IFNAME, pcap:FILE, vhost-user:SOCKET, or the PCI address of a VF.
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceSpec>,
 }
