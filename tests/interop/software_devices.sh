@@ -2,7 +2,7 @@
 # Devices without hardware, with DPDK's virtio_user as the VM: an interface of the kernel (packet:) and a capture file
 # (pcap:). The interface is one end of a wire (veth) whose other end has all offloads: frames come from there without
 # checksums and up to 64 KiB long, and must be right and short where the VM receives them.
-# expect: echo_with_tags tcp_to_vm tcp_from_vm wire_to_vm wire_from_vm
+# expect: echo_with_tags tso_from_vm tcp_to_vm tcp_from_vm wire_to_vm wire_from_vm
 # expect: down_is_told up_again mtu_is_followed removal_is_told restored unusable_refused
 # expect: capture_comes_back capture_slow_vm recording_kept daemon_unharmed daemon_stops
 # timeout: 90
@@ -45,6 +45,28 @@ within 10 says daemon 'packet:wire runs'
 check echo_with_tags in_far "$lib/echo_frames.py" end 4000
 stop echo INT
 
+# The VM leaves it to the interface to cut a TCP stream; on this wire, whose near end has no offloads, the kernel does.
+tso() {
+    in_near ethtool -K wire tx off > /dev/null 2>&1
+    "$lib/tso_frames.py" generate 300 "$RUN/tso.0"
+    spawn tso_check ip netns exec "$far" "$lib/tso_frames.py" check 300 1454 end
+    within 5 says tso_check ready || return 1
+    pcap_vm tso "$(socket 0)" 1 "" "$RUN/tso" "$RUN/tso.back"
+    tell tso 'port config 0 tx_offload multi_segs on' 'port config 0 tx_offload tcp_cksum on' \
+        'port config 0 tx_offload tcp_tso on' 'csum set tcp hw 0' 'csum mac-swap off 0' 'tso set 1400 0' 'port start all'
+    # The driver sets its rings up anew, with these offloads.
+    within 10 says tso '^Done' && sleep 0.2 && within 10 runs || return 1
+    tell tso 'set burst tx delay 1 retry 10000000' 'set fwd csum retry' start
+    within 10 gone tso_check
+    stop tso_check
+    local status=$STATUS
+    cat "$OUT/tso_check.log"
+    in_near ethtool -K wire tx on > /dev/null 2>&1
+    quits tso && [ "$status" = 0 ] || { pc stats --json; return 1; }
+}
+runs() { grep -E 'packet:wire (runs|stopped)' "$OUT/daemon.log" | tail -1 | grep -q runs; }
+check tso_from_vm tso
+
 # The VM's stack is one of the kernel, behind a tap of testpmd, which forwards no offloads.
 vm stack "$(socket 0)" tap:guest
 within 10 ip -n "$within_vm" link show guest
@@ -54,20 +76,20 @@ ip -n "$within_vm" addr add 10.1.0.2/24 dev guest
 ip -n "$within_vm" link set guest up
 answers() { within "$1" in_far ping -c 1 -W 1 -q 10.1.0.2 || { echo "silent: $(tail -2 "$OUT/daemon.log" | paste -sd '|')"; return 1; }; }
 answers 10 > /dev/null
-spawn wire_to in_vm "$lib/wire_check.py" guest 1514
-spawn wire_from in_far "$lib/wire_check.py" end 1514
+spawn wire_to ip netns exec "$within_vm" "$lib/wire_check.py" guest 1514
+spawn wire_from ip netns exec "$far" "$lib/wire_check.py" end 1514
 within 5 says wire_to ready
 within 5 says wire_from ready
 head -c 20M /dev/urandom > "$RUN/sent"
-# transfer FROM TO ADDRESS: the file through TCP
+# transfer FROM TO ADDRESS: the file through TCP, from a namespace to another
 transfer() {
-    spawn "$1.send" "$1" "$lib/tcp_file.py" send 5001 "$RUN/sent"
-    timeout 30 "$2" "$lib/tcp_file.py" fetch "$3:5001" "$RUN/got" || return 1
+    spawn "$1.send" ip netns exec "$1" "$lib/tcp_file.py" send 5001 "$RUN/sent"
+    timeout 30 ip netns exec "$2" "$lib/tcp_file.py" fetch "$3:5001" "$RUN/got" || return 1
     stop "$1.send" > /dev/null
     cmp "$RUN/sent" "$RUN/got"
 }
-check tcp_to_vm transfer in_far in_vm 10.1.0.1
-check tcp_from_vm transfer in_vm in_far 10.1.0.2
+check tcp_to_vm transfer "$far" "$within_vm" 10.1.0.1
+check tcp_from_vm transfer "$within_vm" "$far" 10.1.0.2
 # said NAME: what the wire check found, and its status
 said() { stop "$1"; cat "$OUT/$1.log"; grep -q ' tcp' "$OUT/$1.log" && [ "$STATUS" = 0 ]; }
 check wire_to_vm said wire_to

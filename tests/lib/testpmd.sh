@@ -48,13 +48,11 @@ back_end() {
         --rxq="${4:-1}" --txq="${4:-1}"
 }
 
-# numbered_vm NAME SOCKET QUEUES PROPERTIES IN OUT [TESTPMD ARGUMENT...]: a VM that sends the frames of the pcap files
-# IN.0, IN.1 ... (one a queue) once, and writes those that it receives to OUT.0 ... It drops none of its own: where a ring
-# is full it waits. As it receives as often as it sends, hardly more frames are under way than the transmit ring holds, so
-# the larger receive ring always has room. `tell NAME COMMAND` gives it a command; `quit` ends it. With VM_WAITS=1 it sends
-# when it is told to (`start`).
+# pcap_vm NAME SOCKET QUEUES PROPERTIES IN OUT [TESTPMD ARGUMENT...]: a VM between its NIC (port 0) and the pcap files IN.0,
+# IN.1 ... (one a queue), which it is to send once, and OUT.0 ..., where what it receives goes. Its ports are not started yet.
+# `tell NAME COMMAND` gives it a command; `quit` ends it.
 declare -A told=() # the file descriptor of its commands, by name
-numbered_vm() {
+pcap_vm() {
     local name=$1 socket=$2 queues=$3 properties=$4 in=$5 out=$6 files="" queue commands=$OUT/$1.commands fd
     shift 6
     for ((queue = 0; queue < queues; queue++)); do files+=,rx_pcap=$in.$queue,tx_pcap=$out.$queue; done
@@ -71,6 +69,15 @@ numbered_vm() {
         "net_virtio_user0,path=$socket,queues=$queues,queue_size=1024,mac=52:54:00:00:00:10,$properties net_pcap0$files" \
         --interactive --disable-device-start --no-flush-rx --disable-link-check --rxq="$queues" --txq="$queues" \
         --txd=256 --rxd=1024 "$@"
+}
+
+# numbered_vm NAME SOCKET QUEUES PROPERTIES IN OUT [TESTPMD ARGUMENT...]: as pcap_vm, and it begins. It drops none of its
+# own: where a ring is full it waits. As it receives as often as it sends, hardly more frames are under way than the
+# transmit ring holds, so the larger receive ring always has room. With VM_WAITS=1 it sends when it is told to (`start`).
+numbered_vm() {
+    local name=$1
+    pcap_vm "$@"
+    shift 6
     # Long frames are chains of buffers both ways. Not with --rx-offloads: net_pcap would refuse that.
     [[ " $* " != *" --max-pkt-len"* ]] ||
         tell "$name" 'port config 0 rx_offload scatter on' 'port config 0 tx_offload multi_segs on'
