@@ -2,9 +2,9 @@
 # Devices without hardware, with DPDK's virtio_user as the VM: an interface of the kernel (packet:) and a capture file
 # (pcap:). The interface is one end of a wire (veth) whose other end has all offloads: frames come from there without
 # checksums and up to 64 KiB long, and must be right and short where the VM receives them.
-# expect: echo_with_tags tso_from_vm tcp_to_vm tcp_from_vm wire_to_vm wire_from_vm
+# expect: echo_with_tags tso_from_vm tcp_to_vm long_frames_cut tcp_from_vm wire_to_vm wire_from_vm
 # expect: down_is_told up_again mtu_is_followed removal_is_told restored unusable_refused
-# expect: capture_comes_back capture_slow_vm recording_kept daemon_unharmed daemon_stops
+# expect: capture_comes_back capture_slow_vm recording_kept full_disk_is_told daemon_unharmed daemon_stops
 # timeout: 90
 . "$(dirname "$0")/../lib/check.sh"
 . "$(dirname "$0")/../lib/testpmd.sh"
@@ -12,7 +12,7 @@
 . "$(dirname "$0")/../lib/far_side.sh"
 lib=$(dirname "$0")/../lib
 within_vm=vf-vm-$$ # the namespace of the VM's own IP stack
-cleanup() { ip netns del "$near"; ip netns del "$far"; ip netns del "$within_vm"; rm -rf "$RUN"; }
+cleanup() { umount -q "$RUN/full"; ip netns del "$near"; ip netns del "$far"; ip netns del "$within_vm"; rm -rf "$RUN"; }
 
 # wire: from the daemon's namespace to the far one; no stack but that of the far end speaks on it by itself
 wire() {
@@ -26,6 +26,10 @@ wire() {
 for namespace in "$near" "$far" "$within_vm"; do ip netns add "$namespace"; done
 wire
 TESTPMD_UNDER=(ip netns exec "$within_vm")
+
+# A small disk. Now, since what is started in a namespace does not see what is mounted later.
+mkdir "$RUN/full"
+mount -t tmpfs -o size=256k tmpfs "$RUN/full"
 
 # echo_vm NAME SOCKET: a VM that sends every frame back and loses none
 echo_vm() {
@@ -80,7 +84,7 @@ spawn wire_to ip netns exec "$within_vm" "$lib/wire_check.py" guest 1514
 spawn wire_from ip netns exec "$far" "$lib/wire_check.py" end 1514
 within 5 says wire_to ready
 within 5 says wire_from ready
-head -c 20M /dev/urandom > "$RUN/sent"
+head -c 10M /dev/urandom > "$RUN/sent"
 # transfer FROM TO ADDRESS: the file through TCP, from a namespace to another
 transfer() {
     spawn "$1.send" ip netns exec "$1" "$lib/tcp_file.py" send 5001 "$RUN/sent"
@@ -89,6 +93,14 @@ transfer() {
     cmp "$RUN/sent" "$RUN/got"
 }
 check tcp_to_vm transfer "$far" "$within_vm" 10.1.0.1
+# What came through the interface was far longer than what the VM was given.
+cut() {
+    local wire vm
+    wire=$(counter 0 vf_to_vm rx_frames) vm=$(counter 0 vf_to_vm tx_frames)
+    note "$wire frames became $vm"
+    [ "$vm" -gt $((2 * wire)) ]
+}
+check long_frames_cut cut
 check tcp_from_vm transfer "$within_vm" "$far" 10.1.0.2
 # said NAME: what the wire check found, and its status
 said() { stop "$1"; cat "$OUT/$1.log"; grep -q ' tcp' "$OUT/$1.log" && [ "$STATUS" = 0 ]; }
@@ -105,12 +117,15 @@ down() {
 check down_is_told down
 ip -n "$near" link set wire up
 check up_again answers 10
+# Frames are under way both ways when its ring is made anew, and when it goes.
+spawn flood ip netns exec "$far" ping -f -l 100 -q -s 1000 10.1.0.2
 ip -n "$near" link set wire mtu 4000
 followed() { within 5 says daemon 'MTU of interface wire is 4000' && answers 10; }
 check mtu_is_followed followed
 ip -n "$near" link del wire
 removed() { within 5 says daemon 'packet:wire is gone' && pc list | grep -q DPDK_UNINIT && unharmed daemon "$daemon"; }
 check removal_is_told removed
+stop flood INT
 wire
 restored() { pc add --virtio-id 0 --device packet:wire && answers 10; }
 check restored restored
@@ -150,6 +165,25 @@ check capture_comes_back back player out.pcap
 first=$(sha256sum < "$RUN/in.pcap.out.pcap")
 check capture_slow_vm back slow out.1.pcap 0.3
 check recording_kept [ "$first" = "$(sha256sum < "$RUN/in.pcap.out.pcap")" ]
+
+# A file that has no room any more: the log says so, and from then on frames are refused.
+ln -s ../in.pcap "$RUN/full/in.pcap"
+full() {
+    echo_vm full "$(socket 1)" || return 1
+    pc add --virtio-id 1 --device "pcap:$RUN/full/in.pcap" || return 1
+    within 10 says daemon 'cannot write to .*full/in.pcap.out.pcap: No space left' || return 1
+    within 10 refuses_all || { pc stats --json; return 1; }
+    stop full INT
+    pc remove --virtio-id 1 && ! says daemon 'panicked'
+}
+refuses_all() {
+    local refused
+    refused=$(curl -sS --max-time 10 --unix-socket "$CONTROL" http://localhost/metrics |
+        awk '/^virtio_forwarder_dropped_/ && /relay="1"/ && /reason="vf_refused"/ {n += $2} END {print n + 0}')
+    note "$refused frames refused"
+    [ "$refused" -gt 0 ] && [ "$(counter 1 vm_to_vf rx_frames)" = 60000 ]
+}
+check full_disk_is_told full
 
 check daemon_unharmed unharmed daemon "$daemon"
 check daemon_stops ends_well daemon TERM 10
