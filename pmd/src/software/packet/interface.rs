@@ -57,12 +57,19 @@ impl Interface {
         self.index
     }
 
-    /// How it is now; `ENODEV` when it was deleted or has gone to another network namespace.
+    /// How it is now; `ENODEV` when it was deleted or has gone to another network namespace. `EAGAIN` when it was renamed
+    /// while it was looked at.
     pub(super) fn state(&self) -> io::Result<State> {
         let mut named = request("");
         named.ifr_ifru.ifru_ifindex = self.index;
         let mut named = ask(self.socket.as_fd(), libc::SIOCGIFNAME, &mut named)?;
-        let get = |kind, named: &mut libc::ifreq| ask(self.socket.as_fd(), kind, named);
+        let get = |kind, named: &mut libc::ifreq| {
+            let again = |cause: io::Error| match cause.raw_os_error() {
+                Some(libc::ENODEV) => io::Error::from_raw_os_error(libc::EAGAIN),
+                _ => cause,
+            };
+            ask(self.socket.as_fd(), kind, named).map_err(again)
+        };
         // SAFETY: SIOCGIFFLAGS has filled in the flags.
         let flags = unsafe { get(libc::SIOCGIFFLAGS, &mut named)?.ifr_ifru.ifru_flags };
         // SAFETY: SIOCGIFMTU has filled in the MTU.
