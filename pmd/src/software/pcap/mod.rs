@@ -8,7 +8,9 @@
 //!   line and nobody to ask. The log says which. It is for the daemon's user alone.
 //!
 //! Files are read and written by two threads, so that a slow disk holds up this guest and no other. What the worker hands
-//! over waits in a ring; when that is full the guest's frames are not taken, and none that was taken is left out.
+//! over waits in a ring; when that is full the guest's frames are not taken, and none that was taken is left out. When the
+//! file cannot be written to (a full disk) the log says so, what waits in the ring counts as `tx_errors`, and from then on
+//! the guest's frames are refused.
 
 mod format;
 mod pace;
@@ -164,10 +166,11 @@ impl Device for Pcap {
         new.into_iter().chain(self.notices.try_iter().map(DeviceEvent::Notice)).collect()
     }
 
-    /// Frames of the file that were left out count as errors.
+    /// Frames of the file that were left out count as errors, and those that were accepted when the recording failed.
     fn statistics(&mut self) -> DeviceStatistics {
         DeviceStatistics {
             rx_errors: self.player.as_ref().map_or(0, Player::left_out),
+            tx_errors: self.recorder.lost(),
             ..DeviceStatistics::default()
         }
     }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,7 +19,7 @@ use crate::software::buffers::Buffers;
 
 /// Bytes of the ring, a power of two: many frames of any length.
 const RING: usize = 4 << 20;
-/// Bytes of one write at most, so that room is made early.
+/// Bytes of one write, but for a last frame that reaches over it, so that room is made early.
 const WRITE: usize = 256 << 10;
 
 /// A ring of bytes with one writer, the worker, and one reader, the thread.
@@ -31,6 +31,9 @@ struct Shared {
     memory: Buffers,
     written: CachePadded<AtomicUsize>,
     read: CachePadded<AtomicUsize>,
+    /// Frames that the writer has put in, and those of them that are in the file.
+    accepted: AtomicU64,
+    recorded: AtomicU64,
     stop: AtomicBool,
     /// The file cannot be written to.
     failed: AtomicBool,
@@ -43,6 +46,15 @@ impl Shared {
         // SAFETY: the memory has `RING` bytes, and lives as long as this.
         let whole = unsafe { Segment::new(self.memory.buffer(0), RING as u32) };
         whole.part(offset as u32, len as u32)
+    }
+
+    /// Where the record at position `at`, which must be a whole one, ends.
+    fn end_of_record(&self, at: usize) -> usize {
+        let mut header = [0; RECORD_HEADER];
+        let first = self.piece(at, RECORD_HEADER).copy_to(&mut header);
+        self.piece(at.wrapping_add(first), RECORD_HEADER - first).copy_to(&mut header[first..]);
+        let record = format::ByteOrder::Little.record(&header);
+        at.wrapping_add(RECORD_HEADER + record.captured as usize)
     }
 }
 
@@ -69,6 +81,8 @@ impl Recorder {
             memory,
             written: CachePadded::default(),
             read: CachePadded::default(),
+            accepted: AtomicU64::new(0),
+            recorded: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             failed: AtomicBool::new(false),
         });
@@ -87,6 +101,15 @@ impl Recorder {
             .map_err(|cause| DeviceError::Failed(format!("no thread to write a capture file: {cause}")))?;
         let transmit = PcapTransmit { shared: Arc::clone(&shared) };
         Ok((Self { shared, thread: Some(thread) }, transmit))
+    }
+
+    /// Frames that were accepted and will never be in the file, which cannot be written to.
+    pub(super) fn lost(&self) -> u64 {
+        if !self.shared.failed.load(Ordering::Acquire) {
+            return 0;
+        }
+        let recorded = self.shared.recorded.load(Ordering::Relaxed);
+        self.shared.accepted.load(Ordering::Relaxed).saturating_sub(recorded)
     }
 
     /// Waits until all is in the file, not longer than `patience`. The queue must not be in use.
@@ -118,8 +141,9 @@ fn write_out(shared: &Shared, mut file: impl Write) -> io::Result<()> {
     loop {
         let stop = shared.stop.load(Ordering::Acquire);
         let read = shared.read.load(Ordering::Relaxed);
-        let len = shared.written.load(Ordering::Acquire).wrapping_sub(read);
-        if len == 0 {
+        // The writer shows whole records only.
+        let written = shared.written.load(Ordering::Acquire);
+        if read == written {
             if stop {
                 return file.flush();
             }
@@ -127,11 +151,22 @@ fn write_out(shared: &Shared, mut file: impl Write) -> io::Result<()> {
             continue;
         }
         pace.reset();
-        let piece = shared.piece(read, len.min(WRITE));
-        // SAFETY: these bytes are before `written`, so the writer leaves them alone until `read` is behind them.
-        let bytes = unsafe { std::slice::from_raw_parts(piece.as_ptr().cast_const(), piece.len() as usize) };
-        file.write_all(bytes)?;
-        shared.read.store(read.wrapping_add(bytes.len()), Ordering::Release);
+        let (mut end, mut frames) = (read, 0);
+        while end != written && end.wrapping_sub(read) < WRITE {
+            end = shared.end_of_record(end);
+            frames += 1;
+        }
+        let mut at = read;
+        while at != end {
+            let piece = shared.piece(at, end.wrapping_sub(at));
+            // SAFETY: these bytes are before `written`, so the writer leaves them alone until `read` is behind them.
+            let bytes =
+                unsafe { std::slice::from_raw_parts(piece.as_ptr().cast_const(), piece.len() as usize) };
+            file.write_all(bytes)?;
+            at = at.wrapping_add(bytes.len());
+        }
+        shared.recorded.fetch_add(frames, Ordering::Relaxed);
+        shared.read.store(end, Ordering::Release);
     }
 }
 
@@ -178,6 +213,7 @@ impl TransmitQueue for PcapTransmit {
             }
             accepted += 1;
         }
+        self.shared.accepted.fetch_add(accepted as u64, Ordering::Relaxed);
         self.shared.written.store(at, Ordering::Release);
         Accepted::Copied(accepted)
     }

@@ -238,9 +238,11 @@ fn a_disk_that_is_full_is_told_and_frames_are_refused_from_then_on() {
     let (recorder, transmit) = Recorder::start(File::from(writer), "a pipe".to_owned(), notify).unwrap();
     drop(reader);
     let mut transmit = Transmit::Pcap(transmit);
-    record(&mut transmit, &numbered(1));
+    assert_eq!(recorder.lost(), 0);
+    record(&mut transmit, &numbered(7));
     let said = notices.recv_timeout(Duration::from_secs(20)).unwrap();
     assert!(said.contains("a pipe") && said.contains("make room"), "{said}");
+    assert_eq!(recorder.lost(), 7, "what was accepted and is not in the file");
     let mut bytes = [0u8; 60];
     let mut burst = Burst::new();
     // SAFETY: `bytes` outlives the burst.
