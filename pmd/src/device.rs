@@ -241,8 +241,8 @@ pub trait ReceiveQueue: Send + fmt::Debug {
     /// It need not ring any more; it may.
     fn disarm(&mut self) {}
 
-    /// Whether its frames may wait for as long as a guest has no room for them: nobody sends them in the meantime (a
-    /// file), so none has to be dropped.
+    /// Whether its frames may wait for as long as a guest has no room for them, or is not there: nobody sends them in the
+    /// meantime (a file), so none has to be dropped.
     fn can_wait(&self) -> bool {
         false
     }

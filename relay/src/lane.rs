@@ -220,6 +220,13 @@ impl Lane {
             {
                 continue;
             }
+            // For nobody, what can wait is not fetched.
+            if let (Source::Device(queue), [path]) = (&*source, &paths[range[0]..range[1]])
+                && queue.can_wait()
+                && matches!(sinks[path.sink], Sink::Nobody(_))
+            {
+                continue;
+            }
             match &mut paths[range[0]..range[1]] {
                 [path] => {
                     let sink = &mut sinks[path.sink];

@@ -46,6 +46,8 @@ pub struct Bench {
     pub mappings_left: Option<usize>,
     /// Frames that were sent from memory that is mapped.
     pub sent_from_windows: usize,
+    /// Whether received frames may wait for the guest.
+    pub can_wait: bool,
 }
 
 /// A device that borrows what it sends, as a VF with zero-copy does.
@@ -247,6 +249,10 @@ impl ReceiveQueue for LendingReceive {
             Some(_) => Armed::Rings,
             None => Armed::Silent,
         }
+    }
+
+    fn can_wait(&self) -> bool {
+        look(&self.bench).can_wait
     }
 }
 

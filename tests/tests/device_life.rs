@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use forwarder_tests::device::{Borrower, look};
+use forwarder_tests::flows::Flows;
 use forwarder_tests::frames::{exchange, frame};
 use forwarder_tests::stand::Stand;
 use forwarder_tests::wait::eventually;
@@ -13,6 +14,7 @@ use pmd::{Device, DeviceEvent, MacAddress};
 use relay::counters::DropReason;
 use relay::driver::nic::{GuestNic, NicOptions};
 use relay::ends::{Ends, RelayCounters, Side};
+use relay::path::GUEST_PATIENCE;
 use relay::relay::{DeviceState, GuestPort, RemoveError};
 
 fn connect(stand: &Stand) -> GuestNic {
@@ -208,6 +210,63 @@ fn frames_that_a_device_cannot_send_are_dropped_with_a_reason() {
     eventually("a device that takes nothing loses frames in the end", || {
         counters.dropped(DropReason::VfQueueFull) == 10
     });
+}
+
+/// A device with 1000 frames of 16 flows for a guest of `pairs` queue pairs with 64 buffers each that takes none of them
+/// for 50 times as long as a frame waits at most; then what arrives of each flow is checked.
+fn slow_guest(pairs: u16, can_wait: bool) -> (u64, usize) {
+    let stand = Stand::new(1);
+    let (device, bench) = Borrower::new();
+    look(&bench).can_wait = can_wait;
+    let mut flows = Flows::new(16, &[60, 1514, 200]);
+    look(&bench).to_receive = (0..1000u32).map(|n| flows.write(n as usize % 16, n / 16).to_vec()).collect();
+    let options = NicOptions { queue_pairs: pairs, queue_size: 64, ..NicOptions::default() };
+    let mut nic = stand.connect(0, options).unwrap();
+    stand.device(0, Box::new(device));
+    ready(&stand);
+    std::thread::sleep(50 * GUEST_PATIENCE);
+    let dropped = || stand.relay(0).counters().vf_to_vm.dropped(DropReason::GuestQueueFull);
+    let (mut arrived, before) = (0, dropped());
+    eventually("all frames are dealt with", || {
+        for pair in 0..nic.pairs() {
+            arrived += nic.receive_on(pair, 64, |_, bytes| {
+                if before == 0 {
+                    flows.check(bytes);
+                }
+            });
+        }
+        arrived as u64 + dropped() == 1000
+    });
+    eventually("all receive buffers are given back", || look(&bench).lent == 0);
+    (dropped(), arrived)
+}
+
+#[test]
+fn frames_that_can_wait_are_not_dropped_for_a_guest_without_buffers() {
+    assert!(slow_guest(1, false).0 > 0, "what comes from a wire is");
+    for pairs in [1, 4] {
+        assert_eq!(slow_guest(pairs, true), (0, 1000), "{pairs} queue pairs");
+    }
+}
+
+#[test]
+fn frames_that_can_wait_do_so_while_no_receive_ring_runs() {
+    for can_wait in [false, true] {
+        let stand = Stand::new(1);
+        let (device, bench) = Borrower::new();
+        look(&bench).can_wait = can_wait;
+        stand.device(0, Box::new(device));
+        let mut nic = connect(&stand);
+        ready(&stand);
+        nic.frontend().get_vring_base(0).unwrap();
+        look(&bench).to_receive.extend((0..100).map(frame));
+        // For as long as its transmit ring runs, so does the device.
+        std::thread::sleep(50 * GUEST_PATIENCE);
+        assert_eq!(look(&bench).stops, 0);
+        let nobody = stand.relay(0).counters().vf_to_vm.dropped(DropReason::VmNotConnected);
+        let (lost, kept) = if can_wait { (0, 100) } else { (100, 0) };
+        assert_eq!((nobody, look(&bench).to_receive.len()), (lost, kept));
+    }
 }
 
 #[test]
