@@ -13,7 +13,7 @@ use crate::offload::{Checksum, Offload};
 use crate::software::buffers::Buffers;
 
 /// Long frames that can be on their way to the guest at once.
-const LONG_FRAMES: u32 = 64;
+pub(super) const LONG_FRAMES: u32 = 64;
 /// Where a long frame begins in its buffer: behind its virtio-net header, with room to put a VLAN tag in.
 const LONG_FRAME_AT: usize = 16;
 /// Room for a long frame: 65535 bytes and an Ethernet header with tags. Only what is used of it takes memory.
@@ -26,7 +26,7 @@ const TAG: usize = 4;
 /// The receiving side of `packet:IFNAME`.
 #[derive(Debug)]
 pub struct PacketReceive {
-    ring: Ring,
+    pub(super) ring: Ring,
     /// The slot that the kernel fills next, not reduced to their number.
     next: u32,
     long: Buffers,

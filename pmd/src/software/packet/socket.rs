@@ -65,7 +65,7 @@ impl Socket {
         };
         socket.set(libc::PACKET_RX_RING, &request)?;
         let socket = Arc::new(socket);
-        let ring = Ring::map(Arc::clone(&socket), slot)?;
+        let ring = Ring::map(Arc::clone(&socket), slot, libc::MAP_SHARED)?;
         let everything = libc::packet_mreq {
             mr_ifindex: index,
             mr_type: libc::PACKET_MR_PROMISC as u16,
@@ -166,22 +166,22 @@ pub(super) struct Filled {
 }
 
 impl Ring {
-    fn map(socket: Arc<Socket>, slot: usize) -> io::Result<Self> {
+    fn map(socket: Arc<Socket>, slot: usize, flags: c_int) -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
         let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                RING,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                socket.raw(),
-                0,
-            )
+            libc::mmap(std::ptr::null_mut(), RING, libc::PROT_READ | libc::PROT_WRITE, flags, socket.raw(), 0)
         };
         match NonNull::new(start.cast()).filter(|_| start != libc::MAP_FAILED) {
             Some(start) => Ok(Self { socket, start, slot }),
             None => Err(io::Error::last_os_error()),
         }
+    }
+
+    /// A ring that no kernel fills, whose longer frames are datagrams of `descriptor`.
+    #[cfg(test)]
+    pub(super) fn by_hand(descriptor: OwnedFd, slot: usize) -> Self {
+        let socket = Arc::new(Socket { descriptor, missed: AtomicU64::new(0) });
+        Self::map(socket, slot, libc::MAP_SHARED | libc::MAP_ANONYMOUS).unwrap()
     }
 
     /// Number of slots, a power of two.
@@ -201,7 +201,7 @@ impl Ring {
         unsafe { self.start.add(offset) }
     }
 
-    fn status(&self, number: u32) -> &AtomicU32 {
+    pub(super) fn status(&self, number: u32) -> &AtomicU32 {
         // SAFETY: a slot begins with `tp_status` (`tpacket2_hdr`), aligned, which both sides only access as a whole.
         unsafe { self.slot(number).cast::<AtomicU32>().as_ref() }
     }
