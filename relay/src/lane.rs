@@ -220,11 +220,7 @@ impl Lane {
             {
                 continue;
             }
-            // For nobody, what can wait is not fetched.
-            if let (Source::Device(queue), [path]) = (&*source, &paths[range[0]..range[1]])
-                && queue.can_wait()
-                && matches!(sinks[path.sink], Sink::Nobody(_))
-            {
+            if is_held(source, &paths[range[0]..range[1]], sinks) {
                 continue;
             }
             match &mut paths[range[0]..range[1]] {
@@ -401,6 +397,13 @@ fn receive(source: &mut Source, burst: &mut Burst, counters: &LaneCounters) {
             }
         }
     }
+}
+
+/// Whether frames stay in `source`: they can wait, and all of `paths` lead to nobody.
+#[inline]
+pub(crate) fn is_held(source: &Source, paths: &[Path], sinks: &[Sink]) -> bool {
+    matches!((source, paths), (Source::Device(queue), [path])
+        if queue.can_wait() && matches!(sinks[path.sink], Sink::Nobody(_)))
 }
 
 /// Puts each frame of `mixed` with those of its flow.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use pmd::{Armed, ReceiveQueue, TransmitQueue};
 
 use crate::bells::{Bells, Ringer};
-use crate::lane::{Lane, Sink, Source};
+use crate::lane::{Lane, Sink, Source, is_held};
 use crate::roster::{Rest, Rests};
 
 impl Lane {
@@ -56,8 +56,9 @@ impl Rests for Lane {
         let Self { sources, sinks, paths, starts, ringers, .. } = self;
         let mut armed = Armed::Rings;
         for (n, (source, range)) in sources.iter_mut().zip(starts.windows(2)).enumerate() {
+            let own = &paths[range[0]..range[1]];
             // Behind frames that wait on its only path a source is not read.
-            if matches!(&paths[range[0]..range[1]], [path] if !path.is_empty()) {
+            if matches!(own, [path] if !path.is_empty()) || is_held(source, own, sinks) {
                 continue;
             }
             armed = armed.max(match source {

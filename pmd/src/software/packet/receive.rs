@@ -1,12 +1,13 @@
 //! Receiving from the ring of a packet socket, without a system call but for frames that no slot has room for.
 
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::VNET_HEADER;
 use super::socket::{Filled, Ring};
-use crate::device::ReceiveQueue;
+use crate::device::{Armed, ReceiveQueue};
 use crate::frame::{BURST_FRAMES, Burst, MIN_FRAME, Segment, Token};
 use crate::net_header;
 use crate::offload::{Checksum, Offload};
@@ -197,6 +198,18 @@ impl ReceiveQueue for PacketReceive {
                 debug_assert!(long < LONG_FRAMES && !self.long_free.contains(&long));
                 self.long_free.push(long);
             }
+        }
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.ring.socket.as_fd())
+    }
+
+    /// A packet socket rings for each frame anyway, when its slot is filled.
+    fn arm(&mut self) -> Armed {
+        match self.ring.filled(self.next) {
+            Some(_) => Armed::Ready,
+            None => Armed::Rings,
         }
     }
 }

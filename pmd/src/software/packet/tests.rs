@@ -7,7 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use super::receive::LONG_FRAMES;
 use super::socket::Ring;
 use super::*;
-use crate::device::ReceiveQueue;
+use crate::device::{Armed, ReceiveQueue};
 use crate::frame::{BURST_FRAMES, Burst, Token, gather};
 use crate::offload::{Checksum, Segmentation};
 
@@ -121,6 +121,16 @@ fn a_slot_is_the_kernels_again_only_when_its_frame_is_given_back() {
     assert!(!played.has_room());
     let [(_, first), (_, second)] = &played.receive()[..] else { unreachable!() };
     assert!(*first == numbered(1000, 99) && *second == numbered(1001, 99));
+}
+
+#[test]
+fn it_rings_for_the_next_frame_unless_one_waits() {
+    let mut played = Played::new();
+    assert!(played.queue.arm() == Armed::Rings && played.queue.bell().is_some());
+    played.fill(PLAIN, &numbered(0, 60), 0);
+    assert_eq!(played.queue.arm(), Armed::Ready);
+    let lent = played.receive();
+    assert!(lent.len() == 1 && played.queue.arm() == Armed::Rings);
 }
 
 #[test]

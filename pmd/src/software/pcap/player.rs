@@ -18,7 +18,7 @@ use crossbeam::queue::ArrayQueue;
 use super::MAX_FRAME;
 use super::format::{self, ByteOrder, FILE_HEADER, RECORD_HEADER, Record};
 use super::pace::Pace;
-use crate::device::{DeviceError, ReceiveQueue};
+use crate::device::{Armed, DeviceError, ReceiveQueue};
 use crate::frame::{Burst, MIN_FRAME, Segment, Token};
 use crate::software::buffers::Buffers;
 
@@ -37,6 +37,8 @@ struct Shared {
     /// Blocks without.
     empty: ArrayQueue<u32>,
     stop: AtomicBool,
+    /// No block will be filled any more.
+    ended: AtomicBool,
     /// Frames that were left out: cut off when they were captured, or too short or too long for a frame.
     left_out: AtomicU64,
 }
@@ -69,6 +71,7 @@ impl Player {
             filled: ArrayQueue::new(BLOCKS as usize),
             empty: ArrayQueue::new(BLOCKS as usize),
             stop: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             left_out: AtomicU64::new(0),
         });
         for block in 0..BLOCKS {
@@ -82,7 +85,10 @@ impl Player {
         let thread = std::thread::Builder::new()
             .name("pcap-play".to_owned())
             .spawn(move || {
-                if let Some(text) = reader.run(&name) {
+                let shared = Arc::clone(&reader.shared);
+                let said = reader.run(&name);
+                shared.ended.store(true, Ordering::Release);
+                if let Some(text) = said {
                     let _ = notices.send(text);
                 }
             })
@@ -312,6 +318,18 @@ impl ReceiveQueue for PcapReceive {
             }
         }
     }
+
+    /// The thread rings for nobody; but nothing comes after the end of the file.
+    fn arm(&mut self) -> Armed {
+        let Some(shared) = &self.shared else { return Armed::Rings };
+        let ended = shared.ended.load(Ordering::Acquire);
+        match self.current.is_some() || !shared.filled.is_empty() {
+            true => Armed::Ready,
+            false if ended => Armed::Rings,
+            false => Armed::Silent,
+        }
+    }
+
     fn can_wait(&self) -> bool {
         true
     }

@@ -3,7 +3,7 @@ use std::time::Instant;
 
 use super::format::{ByteOrder, FILE_HEADER, RECORD_HEADER, file_header, record_header};
 use super::*;
-use crate::device::{Accepted, ReceiveQueue, TransmitQueue};
+use crate::device::{Accepted, Armed, ReceiveQueue, TransmitQueue};
 use crate::frame::{BURST_FRAMES, Burst, Segment, Token, gather};
 
 /// Frames of lengths that are all different for a while, each with its number in it.
@@ -93,12 +93,18 @@ fn record(transmit: &mut Transmit, frames: &[Vec<u8>]) {
     assert!(rest.is_empty());
 }
 
-fn notices(device: &mut Pcap) -> Vec<String> {
+/// Waits for what the device has to say.
+fn told(device: &mut Pcap) -> Vec<String> {
     let notice = |event| match event {
         DeviceEvent::Notice(text) => Some(text),
         _ => None,
     };
-    device.service().into_iter().filter_map(notice).collect()
+    let mut said = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while said.is_empty() && Instant::now() < deadline {
+        said = device.service().into_iter().filter_map(notice).collect();
+    }
+    said
 }
 
 #[test]
@@ -112,7 +118,8 @@ fn a_file_is_played_once_in_order_and_what_is_sent_is_recorded() {
     let (mut receive, mut transmit) = queues(&mut device);
     assert!(play(&mut receive, frames.len()) == frames);
     assert!(play_nothing(&mut receive));
-    let said = notices(&mut device);
+    let said = told(&mut device);
+    assert_eq!(receive.arm(), Armed::Rings, "nothing will ever come");
     assert!(said.len() == 1 && said[0].contains("3000 frames") && !said[0].contains("left out"), "{said:?}");
     record(&mut transmit, &frames);
     stop(&mut device, receive, transmit);
@@ -159,6 +166,31 @@ fn a_guest_that_comes_back_goes_on_where_the_file_was() {
 }
 
 #[test]
+fn a_file_is_looked_at_now_and_then_as_long_as_it_may_have_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.pcap");
+    let mut device = Pcap::open(&path).unwrap();
+    let (mut receive, transmit) = queues(&mut device);
+    assert_eq!(receive.arm(), Armed::Rings, "there is no file to be played");
+    stop(&mut device, receive, transmit);
+    // More than the blocks hold.
+    std::fs::write(&path, capture(&numbered(3000))).unwrap();
+    let mut device = Pcap::open(&path).unwrap();
+    let (mut receive, _transmit) = queues(&mut device);
+    let mut seen = 0;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while seen < 3000 && Instant::now() < deadline {
+        let mut burst = Burst::new();
+        let armed = receive.arm();
+        receive.receive(&mut burst);
+        assert!(armed != Armed::Rings, "{seen} frames were played");
+        burst.frames().iter().for_each(|(frame, _)| receive.release(frame.token()));
+        seen += burst.len();
+    }
+    assert_eq!(seen, 3000);
+}
+
+#[test]
 fn no_recording_is_written_over_and_none_is_for_others_to_read() {
     use std::os::unix::fs::PermissionsExt;
 
@@ -194,11 +226,7 @@ fn frames_that_are_none_are_left_out_and_told() {
     let mut device = Pcap::open(&path).unwrap();
     let (mut receive, _transmit) = queues(&mut device);
     assert!(play(&mut receive, 2) == [vec![1; 60], vec![5; 61]]);
-    let mut said = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while said.is_empty() && Instant::now() < deadline {
-        said = notices(&mut device);
-    }
+    let said = told(&mut device);
     assert!(said[0].contains("faulty behind 2 frames") && said[0].contains("3 were left out"), "{said:?}");
     assert_eq!(device.statistics().rx_errors, 3);
 }
