@@ -16,6 +16,7 @@ use relay::driver::nic::{GuestNic, NicOptions};
 use relay::ends::{Ends, RelayCounters, Side};
 use relay::path::GUEST_PATIENCE;
 use relay::relay::{DeviceState, GuestPort, RemoveError};
+use vhost::VhostBackend;
 
 fn connect(stand: &Stand) -> GuestNic {
     stand.connect(0, NicOptions::default()).unwrap()
