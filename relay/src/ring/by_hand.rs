@@ -72,7 +72,7 @@ impl Kind {
     /// Most of them plain; of at most `longest` descriptors.
     pub fn any(longest: u16) -> impl Strategy<Value = Self> {
         prop_oneof![
-            24 => Just(Self::Plain),
+            60 => Just(Self::Plain),
             2 => (2..=longest.max(2)).prop_map(move |n| if longest < 2 { Self::Plain } else { Self::Pieces(n) }),
             2 => (1u16..4).prop_map(Self::Table),
             1 => Just(Self::WrongDirection),

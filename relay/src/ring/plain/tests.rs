@@ -201,3 +201,13 @@ proptest! {
         compare(packed, size, start, access, logged, &rounds)?;
     }
 }
+
+#[test]
+fn a_run_that_wraps_is_marked_at_both_ends_of_a_packed_ring() {
+    // 300 descriptors lie on two pages.
+    for start in 270..300 {
+        let chains = vec![Posted { kind: Kind::Plain, len: 100 }; 32];
+        let round = Round { chains, wanted: 32, eighths: 8, in_two: false, singly: 0, shows: true };
+        compare(true, 300, start, Access::Write, true, &[round]).unwrap();
+    }
+}
