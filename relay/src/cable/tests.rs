@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
 use crate::counters::{DirectionCounters, DropReason};
-use crate::ends::{Ends, RelayCounters};
+use crate::ends::{Cable, Ends, RelayCounters};
 use crate::lane::Lane;
 use crate::ring::by_hand::{BUFFERS, GPA, Kind, MIDDLE, Memory, Posted, Queue, RAM, changed};
 use crate::ring::chain::Access;
@@ -24,7 +24,7 @@ const FRAMES: u64 = MIDDLE + 0x1000;
 
 /// What both rings and their rules are like.
 #[derive(Clone, Debug)]
-struct Cable {
+struct Setup {
     packed: [bool; 2],
     sizes: [u16; 2],
     starts: [u16; 2],
@@ -42,7 +42,7 @@ fn capabilities() -> impl Strategy<Value = Capabilities> {
     })
 }
 
-fn cable() -> impl Strategy<Value = Cable> {
+fn cable() -> impl Strategy<Value = Setup> {
     let header = || prop_oneof![3 => Just(12u32), 1 => Just(10u32)];
     (
         any::<[bool; 2]>(),
@@ -56,7 +56,7 @@ fn cable() -> impl Strategy<Value = Cable> {
                 // Offloads and mergeable buffers come with the longer header.
                 let header = if offloads.is_some() { 12 } else { header };
                 let plain = to_header == 10;
-                Cable {
+                Setup {
                     packed,
                     sizes,
                     starts,
@@ -137,7 +137,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(cable: &Cable, logged: bool) -> Self {
+    fn new(cable: &Setup, logged: bool) -> Self {
         let make = |n: usize, access| {
             Memory::new(logged, |ram| {
                 Queue::new(ram, cable.packed[n], cable.sizes[n], cable.starts[n], access)
@@ -146,11 +146,11 @@ impl Bench {
         let (from_memory, from) = make(0, Access::Read);
         let (to_memory, to) = make(1, Access::Write);
         let mut ends = Ends::default();
-        ends.cable = true;
+        ends.cable = Some(Cable::Loopback);
         let ring = from.device(&from_memory.ram, &from_memory.space);
-        ends.guest_transmit[0] = Some(TransmitRing::new(ring, 0, cable.from));
+        ends.near.transmit[0] = Some(TransmitRing::new(ring, 0, cable.from));
         let ring = to.device(&to_memory.ram, &to_memory.space);
-        ends.guest_receive[0] = Some(ReceiveRing::new(ring, 0, cable.to));
+        ends.near.receive[0] = Some(ReceiveRing::new(ring, 0, cable.to));
         let counters = RelayCounters::default();
         let lane = ends.lanes(0, &counters).pop().unwrap();
         let now = Instant::now();
@@ -210,7 +210,7 @@ impl Bench {
     }
 }
 
-fn compare(cable: &Cable, rounds: &[Round]) -> TestCaseResult {
+fn compare(cable: &Setup, rounds: &[Round]) -> TestCaseResult {
     let mut short = Bench::new(cable, false);
     let mut general = Bench::new(cable, true);
     for round in rounds {
