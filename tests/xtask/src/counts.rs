@@ -70,7 +70,8 @@ struct Row {
 impl Row {
     /// Difference to the accepted figure in per cent.
     fn difference(&self) -> Option<f64> {
-        Some((self.found? / self.accepted? - 1.0) * 100.0)
+        let accepted = self.accepted?;
+        Some((self.found? - accepted) / accepted * 100.0)
     }
 
     fn verdict(&self) -> Verdict {
