@@ -464,6 +464,62 @@ mod tests {
         assert!(to.is_empty() && to.bytes() == 0 && to.room() == BURST_FRAMES);
     }
 
+    /// What `before` is after `len` bytes of it were copied from `from` to `to`, by way of segments.
+    fn copied_within(before: &[u8], from: usize, to: usize, len: usize) -> Vec<u8> {
+        let mut after = before.to_vec();
+        let whole = segment(&mut after);
+        let part = |at: usize| whole.part(at as u32, len as u32);
+        assert_eq!(part(to).copy_from_segment(&part(from)), len as u32);
+        after
+    }
+
+    fn pattern() -> Vec<u8> {
+        (0..2000usize).map(|n| (n * 7 ^ n >> 5) as u8).collect()
+    }
+
+    #[test]
+    fn a_copy_of_any_length_is_exact_and_touches_nothing_else() {
+        let before = pattern();
+        for len in 0..=600 {
+            // Next to each other, far apart, and at any alignment to each other.
+            for (from, to) in
+                [(700, 700 + len), (700 + len, 700), (1, 1200), (1203, 2), (13, 1300), (1300, 13)]
+            {
+                let mut expected = before.clone();
+                expected.copy_within(from..from + len, to);
+                assert!(copied_within(&before, from, to, len) == expected, "{len} bytes from {from} to {to}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_onto_itself_writes_bytes_of_the_source_and_touches_nothing_else() {
+        let before = pattern();
+        for len in (0..=300).chain([400, 511, 512, 600]) {
+            for by in 0..len {
+                for (from, to) in [(700, 700 + by), (700 + by, 700)] {
+                    let after = copied_within(&before, from, to, len);
+                    let is_like = |range: std::ops::Range<usize>| before[range.clone()] == after[range];
+                    assert!(is_like(0..to) && is_like(to + len..2000), "{len} bytes from {from} to {to}");
+                    let mut known = [false; 256];
+                    before[from..from + len].iter().for_each(|byte| known[usize::from(*byte)] = true);
+                    assert!(after[to..to + len].iter().all(|byte| known[usize::from(*byte)]));
+                    assert!(by > 0 || after == before, "{len} bytes onto themselves");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_between_segments_is_as_long_as_the_shorter_one() {
+        for (from, to) in [(0, 20), (20, 0), (15, 17), (17, 15), (256, 300), (300, 256)] {
+            let (mut source, mut sink) = (vec![1u8; from], vec![0u8; to]);
+            let n = from.min(to);
+            assert_eq!(segment(&mut sink).copy_from_segment(&segment(&mut source)), n as u32);
+            assert!(sink[..n].iter().all(|byte| *byte == 1) && sink[n..].iter().all(|byte| *byte == 0));
+        }
+    }
+
     #[test]
     fn parts_never_leave_the_segment() {
         let mut a = [0u8; 10];

@@ -121,3 +121,6 @@ fn put(
         Err(_) => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

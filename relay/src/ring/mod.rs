@@ -109,6 +109,8 @@ impl From<PackedRing> for Ring {
 }
 
 #[cfg(test)]
+pub(crate) mod by_hand;
+#[cfg(test)]
 mod layouts;
 #[cfg(test)]
 mod operations;

@@ -58,3 +58,6 @@ impl<'a> WholeBuffers<'a> {
         self.near.whole(address, len)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,9 @@
 #![forbid(unsafe_code)]
-//! Project tasks: `cargo xtask test` installs what the tests need and runs all of them; `cargo xtask bench` measures.
+//! Project tasks: `cargo xtask test` installs what the tests need and runs all of them; `cargo xtask counts` and
+//! `cargo xtask bench` measure.
 
 mod bench;
+mod counts;
 mod fuzz;
 mod job;
 mod mutants;
@@ -50,6 +52,8 @@ enum Task {
         #[arg(long, value_name = "TEXT")]
         scenario: Option<String>,
     },
+    /// Count the instructions that frames cost, and compare with those that were accepted
+    Counts(counts::Options),
     /// Measure the daemon beside DPDK's testpmd and write docs/performance.md (two CPUs that nobody else uses)
     Bench(bench::Options),
 }
@@ -88,6 +92,7 @@ fn main() -> ExitCode {
         Task::Nightly { only, scenario } => {
             select(NIGHTLY, &only).and_then(|sets| run(&Context::new(scenario), sets))
         }
+        Task::Counts(options) => counts::run(&Context::new(None), &options),
         Task::Bench(options) => bench::run(&Context::new(None), &options).map(|()| true),
     };
     match result {

@@ -18,6 +18,8 @@ const PACKAGES: &[&str] = &[
     "python3",
     "util-linux",
     "shellcheck",
+    // Counts instructions.
+    "valgrind",
     // The lab's kernel and initramfs, and what its jobs call.
     "busybox-static",
     "cpio",

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::Context;
 use crate::job::{self, Job};
-use crate::{fuzz, mutants, packages, tools};
+use crate::{counts, fuzz, mutants, packages, tools};
 
 /// What is wrong after a set was run.
 type Failures = Vec<String>;
@@ -43,6 +43,13 @@ pub const SETS: &[Set] = &[
         budget: minutes(4),
         builds: false,
         run: unit,
+    },
+    Set {
+        name: "counts",
+        about: "instructions a frame, against the accepted figures",
+        budget: minutes(1),
+        builds: false,
+        run: counts::gate,
     },
     Set { name: "fuzz", about: "each fuzz target for a while", budget: minutes(2), builds: false, run: fuzz },
     Set {
@@ -233,6 +240,11 @@ fn build(context: &Context) -> Result<Failures> {
     match build_binaries(context) {
         Ok(()) => println!("   release: ok, {:.0} s", start.elapsed().as_secs_f64()),
         Err(error) => failures.push(format!("release: {error:#}")),
+    }
+    let start = Instant::now();
+    match counts::build(context) {
+        Ok(()) => println!("   instruction counts: ok, {:.0} s", start.elapsed().as_secs_f64()),
+        Err(error) => failures.push(format!("instruction counts: {error:#}")),
     }
     let start = Instant::now();
     match fuzz::build(context) {

@@ -1,0 +1,119 @@
+//! Instructions for [`FRAMES`] frames, by kind of frame and ring. `cargo xtask counts` runs this under valgrind and compares
+//! with `tests/counts.toml`; see there and in `tests/README.md` what may be concluded from it.
+//!
+//! This is an example to cargo, not a bench: only so it is compiled as the daemon is, with `panic = "abort"`.
+
+// What gungraun's macros make has no documentation.
+#![allow(missing_docs)]
+
+use std::hint::black_box;
+
+use forwarder_tests::bed::{Bed, BedOptions, FRAMES, Way};
+use gungraun::{Callgrind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
+
+/// glibc chooses its copy functions by what the processor has. Valgrind shows a processor no more than AVX2, so this is the
+/// variant that is counted, on whichever machine.
+const TUNABLES: &str = "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512CD,-AVX512DQ,-AVX512ER,-AVX512PF,-ERMS,-FSRM,-RTM:\
+     glibc.cpu.x86_non_temporal_threshold=0xc0000:glibc.cpu.x86_rep_movsb_threshold=0x10000000";
+
+fn ring(packed: bool, frame: u32) -> Bed {
+    Bed::ready(BedOptions::new(packed, frame))
+}
+
+fn with_offloads(packed: bool, frame: u32) -> Bed {
+    Bed::ready(BedOptions { offloads: true, ..BedOptions::new(packed, frame) })
+}
+
+fn mergeable(packed: bool, frame: u32) -> Bed {
+    Bed::ready(BedOptions { mergeable: true, buffer: 2048, ..BedOptions::new(packed, frame) })
+}
+
+fn to_null(packed: bool, frame: u32) -> Bed {
+    Bed::ready(BedOptions { way: Way::ToNull, ..BedOptions::new(packed, frame) })
+}
+
+fn from_device(packed: bool, frame: u32) -> Bed {
+    Bed::ready(BedOptions { way: Way::FromDevice, ..BedOptions::new(packed, frame) })
+}
+
+fn in_pieces(packed: bool, indirect: bool) -> Bed {
+    Bed::ready(BedOptions { pieces: 3, indirect, ..BedOptions::new(packed, 1518) })
+}
+
+fn segmented(frame: u32) -> Bed {
+    let way = Way::ToNull;
+    Bed::ready(BedOptions { way, offloads: true, segmented: true, ..BedOptions::new(false, frame) })
+}
+
+fn idle(packed: bool) -> Bed {
+    let mut bed = ring(packed, 64);
+    bed.carry(u64::from(FRAMES));
+    bed.take_back();
+    bed.step();
+    bed
+}
+
+/// Nothing that was counted may have been lost.
+fn finish(mut bed: Bed) {
+    bed.finish();
+}
+
+#[library_benchmark(teardown = finish)]
+#[bench::split_64(ring(false, 64))]
+#[bench::split_1518(ring(false, 1518))]
+#[bench::packed_64(ring(true, 64))]
+#[bench::packed_1518(ring(true, 1518))]
+#[bench::split_64_offloads(with_offloads(false, 64))]
+#[bench::packed_64_offloads(with_offloads(true, 64))]
+#[bench::split_1518_mergeable(mergeable(false, 1518))]
+#[bench::packed_1518_mergeable(mergeable(true, 1518))]
+#[bench::split_9000_mergeable(mergeable(false, 9000))]
+#[bench::packed_9000_mergeable(mergeable(true, 9000))]
+#[bench::split_1518_three_descriptors(in_pieces(false, false))]
+#[bench::packed_1518_three_descriptors(in_pieces(true, false))]
+#[bench::split_1518_indirect(in_pieces(false, true))]
+#[bench::packed_1518_indirect(in_pieces(true, true))]
+fn cable(mut bed: Bed) -> Bed {
+    bed.carry(black_box(u64::from(FRAMES)));
+    bed
+}
+
+#[library_benchmark(teardown = finish)]
+#[bench::split_64(to_null(false, 64))]
+#[bench::split_1518(to_null(false, 1518))]
+#[bench::packed_64(to_null(true, 64))]
+#[bench::split_65214_segmented(segmented(54 + 45 * 1448))]
+fn to_device(mut bed: Bed) -> Bed {
+    bed.carry(black_box(u64::from(FRAMES)));
+    bed
+}
+
+#[library_benchmark(teardown = finish)]
+#[bench::split_64(from_device(false, 64))]
+#[bench::split_1518(from_device(false, 1518))]
+#[bench::packed_64(from_device(true, 64))]
+#[bench::packed_1518(from_device(true, 1518))]
+fn to_guest(mut bed: Bed) -> Bed {
+    bed.carry(black_box(u64::from(FRAMES)));
+    bed
+}
+
+// Passes in which there is nothing to do, as many as there are frames in the others.
+#[library_benchmark]
+#[bench::split(idle(false))]
+#[bench::packed(idle(true))]
+fn idle_pass(mut bed: Bed) -> Bed {
+    for _ in 0..black_box(FRAMES) {
+        bed.step();
+    }
+    bed
+}
+
+library_benchmark_group!(name = frames, benchmarks = [cable, to_device, to_guest, idle_pass]);
+
+main!(
+    config = LibraryBenchmarkConfig::default()
+        .env("GLIBC_TUNABLES", TUNABLES)
+        .tool(Callgrind::with_args(["--cache-sim=no"]));
+    library_benchmark_groups = frames
+);
