@@ -474,7 +474,7 @@ mod tests {
     }
 
     fn pattern() -> Vec<u8> {
-        (0..2000usize).map(|n| (n * 7 ^ n >> 5) as u8).collect()
+        (0..2000usize).map(|n| ((n * 7) ^ (n >> 5)) as u8).collect()
     }
 
     #[test]
