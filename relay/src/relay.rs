@@ -209,8 +209,8 @@ impl Relay {
     /// returns; its control thread lets it in again. No ring of the guest may run.
     pub fn set_memory(&self, shared: Shared) {
         let mut state = self.lock();
-        if self.zero_copy == ZeroCopy::Off || (&state.shared, &shared) == (&Shared::Nothing, &Shared::Nothing)
-        {
+        // The same memory, as when only features change, is not told of again: the device may stay where it is.
+        if self.zero_copy == ZeroCopy::Off || state.shared == shared {
             return;
         }
         self.rebuild(&mut state, Borrowed::TakeBack, |ends| ends.set_guest_memory(&Arc::default()));
@@ -296,5 +296,59 @@ impl State {
         }
         self.tell_device(|| ToDevice::GuestChanged);
         self.cable_follows_guests();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use pmd::{Accepted, Completions, Frames, Queues, Transmit, TransmitQueue};
+
+    use super::*;
+    use crate::guest::memory::GuestMemory;
+    use crate::mailbox::mailbox;
+
+    /// Counts how often it was given windows.
+    #[derive(Debug)]
+    struct Queue(Arc<AtomicUsize>);
+
+    impl TransmitQueue for Queue {
+        fn transmit(&mut self, frames: Frames<'_>) -> Accepted {
+            Accepted::Copied(frames.len())
+        }
+
+        fn reclaim(&mut self, _done: &mut Completions) {}
+
+        fn outstanding(&self) -> usize {
+            0
+        }
+
+        fn set_guest_memory(&mut self, _windows: Arc<GuestWindows>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn abort(&mut self, _done: &mut Completions) {}
+    }
+
+    /// Its control thread sees no difference, and would not let it in again.
+    #[test]
+    fn a_device_stays_in_memory_that_is_the_same_when_features_change() {
+        let worker = mailbox(0).unwrap().0;
+        let placement = Placement { vf_to_vm: worker.clone(), vm_to_vf: worker };
+        let relay = Relay::new(0, placement).with_zero_copy(ZeroCopy::Transmit);
+        let given = Arc::new(AtomicUsize::new(0));
+        let transmit = vec![Transmit::Other(Box::new(Queue(Arc::clone(&given))))];
+        relay.attach_queues(Queues { receive: Vec::new(), transmit }, 1518);
+        let given = || given.load(Ordering::Relaxed);
+        let memory = Shared::Memory(Arc::new(GuestMemory::default()));
+        relay.set_memory(memory.clone());
+        assert!(relay.let_device_in(&memory, &Arc::default()));
+        let before = given();
+        relay.set_memory(memory.clone());
+        assert_eq!(given(), before, "nothing is taken from it");
+        relay.set_memory(Shared::Memory(Arc::new(GuestMemory::default())));
+        assert_eq!(given(), before + 1, "other memory is");
+        assert!(!relay.let_device_in(&memory, &Arc::default()));
     }
 }
