@@ -229,14 +229,19 @@ fn deliver(
     let space = ring.space().log().is_some().then(|| Arc::clone(ring.space()));
     let log = space.as_ref().and_then(|space| space.log());
     let (mut done, mut delivered, mut bytes) = (0, 0, 0);
-    loop {
-        if log.is_none() {
+    let mut may_be_plain = log.is_none();
+    while let Some((frame, segments)) = frames.skip(done).iter().next() {
+        // Not again after it was in vain: each time, all chains that wait are looked at.
+        if may_be_plain && segments.len() == 1 {
             let (n, sum) = deliver_plain(ring, rules, frames.skip(done));
+            may_be_plain = n > 0;
             done += n;
             delivered += n as u64;
             bytes += sum;
+            if n > 0 {
+                continue;
+            }
         }
-        let Some((frame, segments)) = frames.skip(done).iter().next() else { break };
         // After one frame at least: what waits must get on.
         if done > 0 && ring.is_exhausted() {
             break;

@@ -526,6 +526,44 @@ fn a_frame_that_is_to_be_spread_over_long_chains_for_nothing_is_given_up() {
     );
 }
 
+/// A ring with `count` plain receive chains of `len` bytes each.
+fn posted(count: u16, len: u32) -> (GuestRam, ReceiveRing) {
+    let mut ram = GuestRam::new(GPA, 4 << 20).unwrap();
+    let mut driver = DriverRing::new(&mut ram, count).unwrap();
+    for index in 0..count {
+        let addr = GPA + (1 << 20) + 4096 * u64::from(index);
+        driver.set(&ram, index, Descriptor { addr, len, flags: WRITE, next: 0 });
+        driver.push(&ram, index);
+    }
+    driver.publish(&ram);
+    let (config, space) = on_its_own(&driver, &ram);
+    let ring = SplitRing::new(&config, &space, None).unwrap();
+    (ram, ReceiveRing::new(ring.into(), 0, receive_rules(true)))
+}
+
+#[test]
+fn looks_for_plain_chains_in_vain_do_not_end_a_burst_of_frames_in_pieces() {
+    let (_ram, mut ring) = posted(64, 2048);
+    let mut bytes = vec![0; 1500];
+    let whole = frame_of(&mut bytes);
+    let (_, [segment]) = whole.frames().iter().next().unwrap() else { panic!() };
+    let mut burst = Burst::new();
+    for number in 0..32 {
+        assert!(burst.push_segment(segment.part(0, 54)).is_ok());
+        assert!(burst.push_segment(segment.part(54, u32::MAX)).is_ok());
+        assert!(burst.finish_frame(Token(number)));
+    }
+    assert_eq!(ring.deliver(burst.frames(), &DirectionCounters::default()), 32);
+}
+
+#[test]
+fn looks_for_plain_chains_in_vain_do_not_end_a_burst_of_frames_longer_than_a_buffer() {
+    let (_ram, mut ring) = posted(128, 512);
+    let mut bytes = vec![0; 1500];
+    let burst = burst_of_32(&mut bytes);
+    assert_eq!(ring.deliver(burst.frames(), &DirectionCounters::default()), 32);
+}
+
 #[test]
 fn memory_in_crumbs_takes_no_longer_than_long_chains() {
     const CRUMBS: u64 = GPA + RAM;
