@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::lane::LaneKey;
 
@@ -58,9 +58,13 @@ impl Bells {
     /// perhaps twice; returns whether the own bell rings.
     pub(crate) fn wait(&self, limit: Duration, mut lane: impl FnMut(LaneKey)) -> bool {
         let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; AT_ONCE];
-        let timeout = Timespec::try_from(limit).ok();
         // An error is the signal that ends system calls, which means nothing here.
-        let n = epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()).unwrap_or(0);
+        if !limit.is_zero() {
+            // Limits of `epoll_wait` are whole milliseconds, those of `ppoll` are not.
+            let timeout = Timespec::try_from(limit).ok();
+            let _ = poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], timeout.as_ref());
+        }
+        let n = epoll::wait(&self.epoll, &mut events[..], Some(&Timespec::default())).unwrap_or(0);
         let mut own = false;
         for event in events.iter().take(n) {
             match event.data.u64() {
@@ -120,6 +124,8 @@ impl Drop for Ringer {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::lane::Direction;
 
@@ -173,6 +179,18 @@ mod tests {
         kick(&theirs);
         assert_eq!(rung(&new, Duration::from_secs(10)), [LANE]);
         assert!(rung(&old, NOT_LONG).is_empty());
+    }
+
+    #[test]
+    fn a_sleep_of_microseconds_does_not_take_a_millisecond() {
+        let bells = Bells::new().unwrap();
+        let sleep = || {
+            let start = Instant::now();
+            bells.wait(Duration::from_micros(50), |_| ());
+            start.elapsed()
+        };
+        let shortest = (0..200).map(|_| sleep()).min().unwrap();
+        assert!((Duration::from_micros(50)..NOT_LONG).contains(&shortest), "{shortest:?}");
     }
 
     #[test]
