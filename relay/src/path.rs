@@ -129,7 +129,7 @@ impl Path {
             }
         }
         if !self.waiting.is_empty() {
-            self.lose_patience(source, sink, counters, now);
+            moved |= self.lose_patience(source, sink, counters, now);
         }
         moved
     }
@@ -208,9 +208,16 @@ impl Path {
         }
     }
 
-    fn lose_patience(&mut self, source: &mut Source, sink: &Sink, counters: &LaneCounters, now: Instant) {
+    /// Drops what has waited for too long; returns whether anything has.
+    fn lose_patience(
+        &mut self,
+        source: &mut Source,
+        sink: &Sink,
+        counters: &LaneCounters,
+        now: Instant,
+    ) -> bool {
         if matches!((&*source, sink), (Source::Device(queue), Sink::Guest(_)) if queue.can_wait()) {
-            return;
+            return false;
         }
         let since = *self.waiting.since.get_or_insert(now);
         let (patience, reason) = match sink {
@@ -219,9 +226,11 @@ impl Path {
             Sink::Guest(ring) if ring.is_unmapped() => (TRANSLATION_PATIENCE, DropReason::GuestQueueFull),
             _ => (GUEST_PATIENCE, DropReason::GuestQueueFull),
         };
-        if now.duration_since(since) >= patience && !self.has_lent() {
+        let is_over = now.duration_since(since) >= patience && !self.has_lent();
+        if is_over {
             self.drop_waiting(source, reason, counters);
         }
+        is_over
     }
 
     /// Drops all that waits, for `reason`.
@@ -391,5 +400,58 @@ impl Cutter {
         self.done += n;
         self.began |= n > 0;
         n > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::driver::memory::GuestRam;
+    use crate::driver::split::{Descriptor, DriverRing};
+    use crate::ends::{Cable, Ends, RelayCounters};
+    use crate::guest::memory::{GuestMemory, RegionDescription};
+    use crate::guest::space::AddressSpace;
+    use crate::ring::receive::ReceiveRules;
+    use crate::ring::transmit::TransmitRules;
+    use crate::ring::{ReceiveRing, RingConfig, SplitRing, TransmitRing};
+
+    /// Who drops falls asleep anew: what kept it awake may be gone with that.
+    #[test]
+    fn to_drop_what_has_waited_for_too_long_is_work() {
+        let mut ram = GuestRam::new(0, 1 << 20).unwrap();
+        let mut rings = [(); 2].map(|()| DriverRing::new(&mut ram, 8).unwrap());
+        let region = RegionDescription { gpa: 0, size: ram.size(), user: ram.user(), offset: 0 };
+        let memory = GuestMemory::map([(region, ram.file().try_clone().unwrap())]).unwrap();
+        let space = Arc::new(AddressSpace::physical(Arc::new(memory), None));
+        rings[0].set(&ram, 0, Descriptor { addr: 1 << 19, len: 12 + 60, flags: 0, next: 0 });
+        rings[0].push(&ram, 0);
+        rings[0].publish(&ram);
+        let [transmit, receive] = rings.map(|ring| {
+            let config = RingConfig {
+                size: 8,
+                descriptors: ram.user_of(ring.descriptors),
+                available: ram.user_of(ring.available),
+                used: ram.user_of(ring.used),
+                ..RingConfig::default()
+            };
+            SplitRing::new(&config, &space, None).unwrap().into()
+        });
+        let mut ends = Ends::default();
+        ends.cable = Some(Cable::Loopback);
+        let rules = TransmitRules { header: 12, ..TransmitRules::default() };
+        ends.near.transmit[0] = Some(TransmitRing::new(transmit, 0, rules));
+        let rules = ReceiveRules { header: 12, ..ReceiveRules::default() };
+        ends.near.receive[0] = Some(ReceiveRing::new(receive, 0, rules));
+        let counters = RelayCounters::default();
+        let mut lane = ends.lanes(0, &counters).remove(0);
+        let now = Instant::now();
+        let dropped = || counters.vm_to_vf.dropped(DropReason::GuestQueueFull);
+        assert!(!lane.step(now) && !lane.step(now), "it waits");
+        assert_eq!(dropped(), 0);
+        assert!(lane.step(now + GUEST_PATIENCE), "it is dropped");
+        assert_eq!(dropped(), 1);
+        assert!(!lane.step(now + GUEST_PATIENCE), "nothing is left");
     }
 }
