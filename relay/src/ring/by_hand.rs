@@ -109,7 +109,7 @@ impl Queue {
     pub fn new(ram: &mut GuestRam, packed: bool, size: u16, start: u16, access: Access) -> Self {
         let layout = if packed {
             let mut ring = PackedDriver::new(ram, size).unwrap();
-            let at = Position { slot: start % size, wrap: start / size % 2 == 0 };
+            let at = Position { slot: start % size, wrap: (start / size).is_multiple_of(2) };
             // As if all slots had been used up to here.
             for slot in 0..size {
                 let wrap = at.wrap == (slot < at.slot);
