@@ -10,7 +10,7 @@
 # them: a receiver there would cost CPU.
 # nightly
 # expect: out.64 out.1514 in.64 in.1514
-# timeout: 900
+# timeout: 1800
 . tests/lab/relay.sh
 lib=tests/lib
 rounds=${1:-5}
@@ -27,13 +27,13 @@ load_vfio
 for ((i = 0; i < ${#sides[@]}; i++)); do
     vf_name=VF$((2 * i)) far_name=VF$((2 * i + 1)) side=${sides[i]}
     vf[$side]=${!vf_name} far[$side]=${!far_name} mac[$side]=52:54:00:00:00:1$((2 * i))
-    path[$side]=$RUN/$side/virtio-forwarder1.sock
-    mkdir "$RUN/$side"
+    path[$side]=$RUN/$side/vhost/virtio-forwarder1.sock
+    mkdir -p "$RUN/$side/vhost"
 done
 bind_vfio "${vf[@]}" "${far[@]}"
 
-# daemon SIDE [ARGUMENT...]
-daemon() { VHOST_DIR=$RUN/$1 CONTROL=$RUN/$1.control forwarder "$1" --add-pci-vf "${vf[$1]}=1" "${@:2}"; }
+# daemon SIDE [ARGUMENT...]: each has folders of its own for sockets and state
+daemon() { VHOST_DIR=$RUN/$1/vhost CONTROL=$RUN/$1/control.sock forwarder "$1" --add-pci-vf "${vf[$1]}=1" "${@:2}"; }
 forwarders() {
     printf '[[relay]]\nid = 1\nzero-copy = "tx"\n' > "$RUN/config.toml"
     daemon virtio-forwarder && daemon zero-copy --config "$RUN/config.toml" || return 1
