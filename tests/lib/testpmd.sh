@@ -11,6 +11,8 @@ TESTPMD_UNDER=()
 # Further arguments of the EAL, and the memory.
 TESTPMD_EAL=()
 TESTPMD_MBUFS=2048
+# Its PCI devices: none, unless they are given by (-a ADDR ...).
+TESTPMD_PCI=(--no-pci)
 
 # testpmd NAME CPU DEVICES [TESTPMD ARGUMENT...]: all threads on one CPU; DEVICES are separated by blanks
 testpmd() {
@@ -18,7 +20,7 @@ testpmd() {
     read -ra devices <<< "$3"
     shift 3
     spawn "$name" ${TESTPMD_UNDER[@]+"${TESTPMD_UNDER[@]}"} "$TESTPMD" --lcores "0@$cpu,1@$cpu" --no-huge \
-        -m $((56 + TESTPMD_MBUFS / 256)) --no-pci --no-telemetry --file-prefix "$name$$" "${devices[@]/#/--vdev=}" \
+        -m $((56 + TESTPMD_MBUFS / 256)) "${TESTPMD_PCI[@]}" --no-telemetry --file-prefix "$name$$" "${devices[@]/#/--vdev=}" \
         ${TESTPMD_EAL[@]+"${TESTPMD_EAL[@]}"} \
         -- --total-num-mbufs="$TESTPMD_MBUFS" --no-mlockall --stats-period 1 "$@"
 }
@@ -48,26 +50,32 @@ back_end() {
         --rxq="${4:-1}" --txq="${4:-1}"
 }
 
+# told_testpmd NAME CPU DEVICES [TESTPMD ARGUMENT...]: one that takes commands, from `tell NAME COMMAND`
+declare -A told=() # the file descriptor of its commands, by name
+told_testpmd() {
+    local commands=$OUT/$1.commands fd
+    rm -f "$commands"
+    mkfifo "$commands"
+    exec {fd}<> "$commands"
+    told[$1]=$fd
+    # shellcheck disable=SC2016 # the inner shell expands these
+    local TESTPMD_UNDER=(${TESTPMD_UNDER[@]+"${TESTPMD_UNDER[@]}"} bash -c 'exec stdbuf -oL "${@:2}" 0<> "$1"' bash "$commands")
+    testpmd "$1" "$2" "$3" --interactive "${@:4}"
+}
+
 # pcap_vm NAME SOCKET QUEUES PROPERTIES IN OUT [TESTPMD ARGUMENT...]: a VM between its NIC (port 0) and the pcap files IN.0,
 # IN.1 ... (one a queue), which it is to send once, and OUT.0 ..., where what it receives goes. Its ports are not started yet.
 # `tell NAME COMMAND` gives it a command; `quit` ends it.
-declare -A told=() # the file descriptor of its commands, by name
 pcap_vm() {
-    local name=$1 socket=$2 queues=$3 properties=$4 in=$5 out=$6 files="" queue commands=$OUT/$1.commands fd
+    local name=$1 socket=$2 queues=$3 properties=$4 in=$5 out=$6 files="" queue
     shift 6
     for ((queue = 0; queue < queues; queue++)); do files+=,rx_pcap=$in.$queue,tx_pcap=$out.$queue; done
-    rm -f "$commands"
     [[ $properties != *server=1* ]] || rm -f "$socket" # it does not take the place of a dead one's
-    mkfifo "$commands"
-    exec {fd}<> "$commands"
-    told[$name]=$fd
-    # shellcheck disable=SC2016 # the inner shell expands these
-    local TESTPMD_UNDER=(${TESTPMD_UNDER[@]+"${TESTPMD_UNDER[@]}"} bash -c 'exec stdbuf -oL "${@:2}" 0<> "$1"' bash "$commands")
     local TESTPMD_EAL=(--log-level=pmd.net.virtio.init:debug --force-max-simd-bitwidth=512) TESTPMD_MBUFS=32768
     # Without --no-flush-rx testpmd empties all receive queues before it starts: the file would be read for nothing.
-    testpmd "$name" "${VM_CPU:-0}" \
+    told_testpmd "$name" "${VM_CPU:-0}" \
         "net_virtio_user0,path=$socket,queues=$queues,queue_size=1024,mac=52:54:00:00:00:10,$properties net_pcap0$files" \
-        --interactive --disable-device-start --no-flush-rx --disable-link-check --rxq="$queues" --txq="$queues" \
+        --disable-device-start --no-flush-rx --disable-link-check --rxq="$queues" --txq="$queues" \
         --txd=256 --rxd=1024 "$@"
 }
 

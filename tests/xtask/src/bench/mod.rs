@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   cells        what is measured, and what it has to be
-//!   throughput, relays, quiet, latency
+//!   throughput, relays, quiet, latency, lab
 //!                how each kind of cell is measured
 //!   stage, contender, daemon, testpmd, process, load
 //!                who takes part, and how they are run in turns
@@ -16,6 +16,7 @@ mod cells;
 mod chart;
 mod contender;
 mod daemon;
+mod lab;
 mod latency;
 mod load;
 mod process;
@@ -117,7 +118,11 @@ fn choose(options: &Options) -> Result<Vec<Cell>> {
 fn measure(context: &Context, options: &Options, chosen: &[Cell], file: &Path) -> Result<()> {
     let machine = Machine::this()?;
     ensure!(machine.cpus > FORWARDER_CPU, "two CPUs are needed: one for guests, one for the forwarder");
-    packages::install()?;
+    if chosen.iter().any(|cell| cell.kind == Kind::Lab) {
+        sets::setup(context)?
+    } else {
+        packages::install()?
+    }
     sets::build_binaries(context)?;
     let mut results = Results::read(file)?;
     if results.machine != machine {
@@ -140,6 +145,7 @@ fn measure(context: &Context, options: &Options, chosen: &[Cell], file: &Path) -
         let logs = context.target.join("bench").join(&cell.name);
         std::fs::create_dir_all(&logs)?;
         let stage = Stage {
+            root: context.root.clone(),
             binaries: context.target.join("release"),
             run: run.path().join(&cell.name),
             logs,
@@ -174,7 +180,7 @@ fn one(stage: &Stage, kind: Kind) -> Result<Vec<Measure>> {
         Kind::IdleCpu => quiet::idle_cpu(stage),
         Kind::FirstFrame => latency::first_frame(stage),
         Kind::RoundTrip => latency::round_trip(stage),
-        Kind::Lab => bail!("not built: the lab has no job that measures yet"),
+        Kind::Lab => lab::measure(stage),
     }
 }
 

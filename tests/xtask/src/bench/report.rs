@@ -122,7 +122,12 @@ fn method(page: &mut String, results: &Results) {
          so, and the cycles decide.\n\
          - Many relays, memory and latency are measured with our own guests (`tests/src/bin/bench_guest.rs`), which do little\n  \
          more than move rings on. One busy guest has 512 frames under way, each of 64 busy ones 64. The prober that measures single\n  \
-         frames is the same against every back end; it polls.",
+         frames is the same against every back end; it polls.\n\
+         - In the lab everything is emulated, the NIC too, on a machine with two CPUs (`tests/lab/jobs/vf_rates.sh`), so the rates\n  \
+         mean nothing beyond their ratio. Each side has a VF of its own on the same NIC, and testpmd as forwarder drives its with\n  \
+         DPDK's igbvf. Frames to the wire are counted by the NIC, frames to the VM by the VM; the sender at the far end, a VF too,\n  \
+         has the VM's CPU. Nothing is sent again here: what a forwarder does not keep up with is lost, and not counted. Inside\n  \
+         that machine nobody can see what the host's other programs took, so only the first half of the rule is applied.",
         percent(WAITED),
         percent(IDLE_POLLS)
     ));

@@ -22,6 +22,8 @@ pub const OURS: &str = "virtio-forwarder";
 /// Where and how a cell is measured.
 #[derive(Debug)]
 pub struct Stage {
+    /// The folder of the project.
+    pub root: PathBuf,
     /// The folder of release binaries.
     pub binaries: PathBuf,
     /// A folder with a short name, for sockets.
