@@ -63,7 +63,11 @@ fn what_cannot_be_done_has_the_code_that_says_why() {
     assert_eq!(add(&daemon, 0, "loopback", true), Ok(()), "the same");
     assert_eq!(remove(&daemon, 0, Some("null"), true), Err(ProblemCode::DeviceMismatch));
     assert_eq!(add(&daemon, 1, "ffff:ff:1f.7", false), Err(ProblemCode::DeviceNotFound));
-    assert_eq!(add(&daemon, 1, "pcap:/tmp/x", false), Err(ProblemCode::DeviceUnsupported));
+    let folder = tempfile::tempdir().unwrap();
+    let no_capture = folder.path().join("frames");
+    std::fs::write(&no_capture, "no frames at all").unwrap();
+    let no_capture = format!("pcap:{}", no_capture.display());
+    assert_eq!(add(&daemon, 1, &no_capture, false), Err(ProblemCode::DeviceUnsupported));
     assert_eq!(add(&daemon, 1, "null", false), Ok(()), "a device that could not be opened leaves no trace");
     daemon.stop();
     assert!(daemon.relays().unwrap().iter().all(|relay| relay.device.is_none()));
