@@ -39,10 +39,7 @@ pub(crate) fn carry(source: &mut TransmitRing, sink: &mut ReceiveRing, counters:
     let mut chains = PlainChains::new();
     match with_ring!(from, from => waiting(from, &mut chains)) {
         Carried::Some => {}
-        other => {
-            sink.look_ahead();
-            return other;
-        }
+        other => return other,
     }
     from_rules.prefetch(&chains);
     let (to, to_rules) = sink.parts();
@@ -89,7 +86,8 @@ fn copy(
     }
     let mut buffers = PlainChains::new();
     to.plain_chains(Access::Write, chains.len(), &mut buffers);
-    to_rules.prefetch(&buffers);
+    let frame_len = |chain: &PlainChain| chain.segment.len().saturating_sub(from_rules.header);
+    to_rules.prefetch(&buffers, chains.iter().map(frame_len));
     let (mut n, mut bytes) = (0, 0);
     for (chain, buffer) in chains.iter().zip(&buffers) {
         let Some(frame) = from_rules.frame_in(chain) else { break };

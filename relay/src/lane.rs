@@ -239,8 +239,6 @@ impl Lane {
                     }
                     if !path.is_empty() {
                         busy |= path.forward(source, sink, counters, now);
-                    } else if let Sink::Guest(ring) = sink {
-                        ring.look_ahead();
                     }
                 }
                 several => {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use pmd::frame::{BURST_FRAMES, MIN_FRAME};
+use pmd::frame::MIN_FRAME;
 use pmd::{Armed, Capabilities, Checksum, Frame, Frames, Offload, Segment};
 
 use super::Ring;
@@ -45,15 +45,17 @@ impl ReceiveRules {
         header::write(offload, buffers)
     }
 
-    /// Asks the processor for what will be written of these chains: the header and the beginning of the frame.
+    /// Asks the processor for what will be written of these chains: the header and the beginning of the frame, no more of it
+    /// than each of `lengths` says.
     #[inline]
-    pub(crate) fn prefetch(&self, buffers: &PlainChains) {
-        for buffer in buffers {
-            let header = buffer.segment.as_ptr();
-            let frame = buffer.segment.part(self.header, u32::MAX).as_ptr();
-            prefetch_to_write(header);
-            prefetch_to_write(frame);
-            prefetch_to_write(frame.wrapping_add(LINE));
+    pub(crate) fn prefetch(&self, buffers: &PlainChains, lengths: impl Iterator<Item = u32>) {
+        for (buffer, len) in buffers.iter().zip(lengths) {
+            let frame = buffer.segment.part(self.header, u32::MAX);
+            prefetch_to_write(buffer.segment.as_ptr());
+            prefetch_to_write(frame.as_ptr());
+            if frame.as_ptr() as usize % LINE + len as usize > LINE {
+                prefetch_to_write(frame.as_ptr().wrapping_add(LINE));
+            }
         }
     }
 
@@ -92,8 +94,6 @@ pub struct ReceiveRing {
     rules: ReceiveRules,
     /// The next buffer's address is not known yet; it was asked for.
     unmapped: bool,
-    /// The next buffers have been brought near since the last one was used.
-    is_near: bool,
     kicks: Kicks,
 }
 
@@ -115,7 +115,7 @@ impl ReceiveRing {
     /// The receive queue of queue pair `pair`.
     pub fn new(mut ring: Ring, pair: u8, rules: ReceiveRules) -> Self {
         ring.disable_kicks();
-        Self { ring, pair, rules, unmapped: false, is_near: false, kicks: Kicks::default() }
+        Self { ring, pair, rules, unmapped: false, kicks: Kicks::default() }
     }
 
     /// Its queue pair.
@@ -136,17 +136,7 @@ impl ReceiveRing {
     /// The ring and its rules, for whoever delivers without [`deliver`](Self::deliver).
     #[inline]
     pub(crate) fn parts(&mut self) -> (&mut Ring, &ReceiveRules) {
-        self.is_near = false;
         (&mut self.ring, &self.rules)
-    }
-
-    /// Brings the buffers for the next burst near, while there is nothing to put into them.
-    #[inline]
-    pub fn look_ahead(&mut self) {
-        if !self.is_near {
-            self.is_near = true;
-            with_ring!(&mut self.ring, ring => look_ahead(ring, &self.rules));
-        }
     }
 
     /// Takes the descriptor that the driver kicks, if it has one.
@@ -173,8 +163,8 @@ impl ReceiveRing {
     /// Copies frames into the guest, in order, until one finds no room; returns how many it is done with (delivered or
     /// dropped with a reason).
     pub fn deliver(&mut self, frames: Frames<'_>, counters: &DirectionCounters) -> usize {
-        let Self { ring, pair, rules, unmapped, is_near, .. } = self;
-        (*unmapped, *is_near) = (false, false);
+        let Self { ring, pair, rules, unmapped, .. } = self;
+        *unmapped = false;
         with_ring!(ring, ring => deliver(ring, *pair, rules, frames, counters, unmapped))
     }
 
@@ -201,15 +191,6 @@ impl ReceiveRing {
         if with_ring!(&mut self.ring, ring => ring.interrupt()) {
             counters.interrupts.add(1);
         }
-    }
-}
-
-fn look_ahead(ring: &mut impl Virtqueue, rules: &ReceiveRules) {
-    // An index out of reach is counted where the ring is used.
-    if ring.begin_burst(BURST_FRAMES as u16).is_ok() {
-        let mut found = PlainChains::new();
-        ring.plain_chains(Access::Write, BURST_FRAMES, &mut found);
-        rules.prefetch(&found);
     }
 }
 
@@ -271,7 +252,7 @@ fn deliver(
 fn deliver_plain(ring: &mut impl Virtqueue, rules: &ReceiveRules, frames: Frames<'_>) -> (usize, u64) {
     let mut found = PlainChains::new();
     ring.plain_chains(Access::Write, frames.len(), &mut found);
-    rules.prefetch(&found);
+    rules.prefetch(&found, frames.iter().map(|(frame, _)| frame.len()));
     let mut bytes = 0;
     let mut n = 0;
     for ((frame, segments), plain) in frames.iter().zip(&found) {
