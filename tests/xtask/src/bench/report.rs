@@ -100,7 +100,7 @@ fn method(page: &mut String, results: &Results) {
     }
     add(format!(
         "- The forwarder has CPU 1: our one worker, or all of testpmd (`--forward-mode=io`). The guests have CPU 0: testpmd with\n  \
-         `virtio_user`, the same build for everyone, rings of 256, bursts of 32, mergeable buffers. All memory is of 4 KiB\n  \
+         `virtio_user`, the same build for everyone, rings of 1024, bursts of 32, mergeable buffers. All memory is of 4 KiB\n  \
          pages (`--no-huge`), on both sides.\n\
          - A closed loop: each queue pair has {IN_FLIGHT} frames under way, put there once (`start tx_first 16`) and sent again as they\n  \
          come back. Nothing can be lost without being missed from then on, so the smallest number that was under way at the end\n  \

@@ -17,8 +17,8 @@ const START: Duration = Duration::from_secs(30);
 const BURST: u32 = 32;
 /// Bursts that are sent first on each queue.
 const BURSTS: u32 = 16;
-/// Descriptors of each ring: what QEMU gives a guest, and virtio_user itself, unless told otherwise.
-const RING: u32 = 256;
+/// Descriptors of each ring: the most that QEMU gives a guest.
+const RING: u32 = 1024;
 
 /// Frames that the generator puts into each queue pair's loop: they are under way all the time.
 pub const IN_FLIGHT: u32 = BURST * BURSTS;
