@@ -17,7 +17,9 @@ far=$VHOST_DIR/far.sock
 
 # state EXPRESSION: something of relay 0, in Python
 state() { pc list --json | python3 -c "import json, sys; relay = json.load(sys.stdin)[0]; print($1)"; }
-both_run() { [ "$(state "relay['guest_state'] + relay['device']['guest_state'] + relay['device_state']")" = VIRTIO_READYVIRTIO_READYDPDK_READY ]; }
+# Their rings run from when testpmd has found its devices; buffers to receive into are there once its ports are started.
+both_run() { says near 'forwarding mode with retry' && says far 'forwarding mode with retry' && rings_run; }
+rings_run() { [ "$(state "relay['guest_state'] + relay['device']['guest_state'] + relay['device_state']")" = VIRTIO_READYVIRTIO_READYDPDK_READY ]; }
 
 # inputs SIDE QUEUES FRAMES: numbered frames for a VM, and the names of its files
 inputs() {
