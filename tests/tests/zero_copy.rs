@@ -74,6 +74,14 @@ fn region(ram: &GuestRam) -> VhostUserMemoryRegionInfo {
     }
 }
 
+/// The device has a frame, and keeps it.
+fn lend_one(nic: &mut GuestNic, bench: &Mutex<Bench>) {
+    look(bench).withhold = true;
+    assert!(nic.send(&frame(0)));
+    nic.flush();
+    eventually("a frame is borrowed", || look(bench).borrowed.len() == 1);
+}
+
 #[test]
 fn a_guest_is_sent_from_while_it_is_there_and_none_of_its_memory_stays_mapped_after_it() {
     let (stand, bench) = stand();
@@ -188,10 +196,7 @@ fn a_device_that_goes_has_nothing_mapped_and_the_next_one_has() {
     let mut nic = connect(&stand, NicOptions::default());
     let size = nic.ram().size();
     sends_from(&stand, size);
-    look(&bench).withhold = true;
-    assert!(nic.send(&frame(0)));
-    nic.flush();
-    eventually("a frame is borrowed", || look(&bench).borrowed.len() == 1);
+    lend_one(&mut nic, &bench);
     stand.relay(0).remove_device(None).unwrap();
     assert!(look(&bench).mapped.is_empty());
     assert_eq!(Arc::strong_count(&bench), 1, "nothing holds the device any more");
@@ -228,10 +233,7 @@ fn a_device_that_must_not_be_let_in_any_more_is_taken_out() {
     let mut nic = connect(&stand, NicOptions::default());
     let size = nic.ram().size();
     sends_from(&stand, size);
-    look(&bench).withhold = true;
-    assert!(nic.send(&frame(0)));
-    nic.flush();
-    eventually("a frame is borrowed", || look(&bench).borrowed.len() == 1);
+    lend_one(&mut nic, &bench);
     look(&bench).kept_out = Some("it has company".to_owned());
     refused(&stand, "it has company");
     let now = look(&bench);
