@@ -9,6 +9,9 @@ use virtio_bindings::virtio_net::{
 
 pub use pmd::net_header::{LEGACY_LENGTH, LENGTH, PLAIN, asks_for_something, parse, plain, write};
 
+/// A header, copied: nothing in it changes any more.
+pub type RawHeader = [u8; LENGTH as usize];
+
 /// What a guest that negotiated `features` may leave to the host: `VIRTIO_NET_F_CSUM` and `VIRTIO_NET_F_HOST_*`.
 pub fn left_to_host(features: u64) -> Capabilities {
     let has = |bit: u32| features & 1 << bit != 0;

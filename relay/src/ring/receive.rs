@@ -12,13 +12,12 @@ use super::notify::Kicks;
 use super::plain::PlainChains;
 use super::prefetch::{LINE, prefetch_to_write};
 use super::queue::{Chain, Virtqueue};
-use super::transmit::RawHeader;
 use super::with_ring;
 use crate::bells::Ringer;
 use crate::counters::{DirectionCounters, DropReason};
 use crate::guest::dirty_log::DirtyLog;
 use crate::handshake;
-use crate::net::header;
+use crate::net::header::{self, RawHeader};
 
 /// Chains that one frame may be spread over. A jumbo frame of 9702 bytes needs 38 of 256 bytes.
 const MAX_CHAINS: usize = 64;

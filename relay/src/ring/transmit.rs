@@ -16,7 +16,7 @@ use super::with_ring;
 use crate::bells::Ringer;
 use crate::counters::{DirectionCounters, DropReason};
 use crate::handshake;
-use crate::net::header;
+use crate::net::header::{self, RawHeader};
 
 /// What a driver's frames look like in a transmit queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -335,9 +335,6 @@ fn push_frame(
         }
     })
 }
-
-/// A header, copied: nothing in it changes any more.
-pub(crate) type RawHeader = [u8; header::LENGTH as usize];
 
 /// The pieces of a header: one byte each at worst.
 type HeaderPieces = ArrayVec<Segment, { header::LENGTH as usize }>;
