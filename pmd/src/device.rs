@@ -154,6 +154,11 @@ pub trait Device: Send + fmt::Debug {
     /// Counters of the device.
     fn statistics(&mut self) -> DeviceStatistics;
 
+    /// What the device counts beside [`statistics`](Self::statistics), by its own names, always in the same order.
+    fn counters(&mut self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     /// Through what a guest's memory is made reachable for the device, so that it sends from there (zero-copy, see
     /// [`TransmitQueue::set_guest_memory`]); or why that cannot be, as a part of a sentence that names the device. The
     /// answer may change while the device is open.

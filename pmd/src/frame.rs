@@ -26,6 +26,8 @@ pub const BURST_SEGMENTS: usize = 512;
 pub const BURST_BYTES: u32 = 256 * 1024;
 /// Shortest thing that is a frame: an Ethernet header without payload (IEEE 802.3, FCS not counted).
 pub const MIN_FRAME: u32 = 14;
+/// Shortest frame on the wire without FCS (IEEE 802.3 §3.2.8), in bytes; devices get shorter ones filled up with zeros.
+pub const MIN_WIRE: u32 = 60;
 
 /// What a source wrote on a frame to know it again when it is done: a descriptor head, a buffer number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

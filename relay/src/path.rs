@@ -143,7 +143,7 @@ impl Path {
             Some(cutter) => {
                 let capabilities = sink.capabilities();
                 let ready =
-                    frames.iter().take_while(|(frame, _)| capabilities.cover(frame.offload())).count();
+                    frames.iter().take_while(|(frame, _)| capabilities.take_as_is(frame.offload())).count();
                 if ready == 0 {
                     self.waiting.done += prepare(frames, self.pair, cutter, source, capabilities, counters);
                     return true;

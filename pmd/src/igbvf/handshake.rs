@@ -15,9 +15,9 @@ const AFTER_RESET: Duration = Duration::from_millis(10);
 /// Longest frame of a usual network: 1500 bytes, header, VLAN tag.
 const USUAL_FRAME: u32 = 1518;
 
-/// What was agreed.
+/// What the PF granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Agreed {
+pub struct Grant {
     /// The VF's address.
     pub mac: MacAddress,
     /// Whether the PF had none for it and `mac` was drawn by lot.
@@ -59,7 +59,7 @@ pub fn shake(
     registers: &dyn Registers,
     mailbox: &mut Mailbox,
     wishes: Wishes,
-) -> Result<Agreed, Disagreement> {
+) -> Result<Grant, Disagreement> {
     let control = registers.read(CTRL);
     if control == ALL_ONES {
         return Err(MailboxError::Gone.into());
@@ -81,7 +81,7 @@ pub fn shake(
         granted.1 = multicast && promiscuous(mailbox, false, true)? == Answer::Granted;
     }
     let (unicast_promiscuous, multicast_promiscuous) = granted;
-    Ok(Agreed { mac, random_mac, max_frame, unicast_promiscuous, multicast_promiscuous })
+    Ok(Grant { mac, random_mac, max_frame, unicast_promiscuous, multicast_promiscuous })
 }
 
 fn address(mailbox: &mut Mailbox, earlier: Option<MacAddress>) -> Result<(MacAddress, bool), Disagreement> {
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    fn agree(double: &Arc<Double>, wishes: Wishes) -> Result<Agreed, Disagreement> {
+    fn agree(double: &Arc<Double>, wishes: Wishes) -> Result<Grant, Disagreement> {
         let mut mailbox = Mailbox::new(Arc::clone(double) as Arc<dyn Registers>, IMPATIENT);
         shake(&**double, &mut mailbox, wishes)
     }
@@ -167,7 +167,7 @@ mod tests {
     fn a_generous_pf() {
         let double = Double::new();
         double.set(|pf| pf.unicast_promiscuous = true);
-        let agreed = Agreed {
+        let agreed = Grant {
             mac: double.mac(),
             random_mac: false,
             max_frame: 9724,

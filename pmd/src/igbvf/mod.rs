@@ -27,14 +27,13 @@ pub use mailbox::Patience;
 pub use rx::IgbvfReceive;
 pub use tx::IgbvfTransmit;
 
-use crate::device::{
-    Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues, Receive, Transmit,
-};
+use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues, Receive, Transmit};
 use crate::intel::descriptor;
 use crate::memory::{BUFFER_SIZE, BufferPool, DmaMap, DmaMemory, DmaSlice};
-use crate::pci::{Address, Ids, PciFunction};
-use crate::registers::{ALL_ONES, Registers};
-use handshake::{Agreed, Disagreement, Wishes};
+use crate::pci::{Ids, PciFunction};
+use crate::registers::{ALL_ONES, Caching, Registers};
+use crate::vf::{Agreed, Place, Rung, Vf, VfDriver};
+use handshake::{Disagreement, Grant, Wishes};
 use mailbox::{Mailbox, MailboxError, PfNotice};
 use registers::*;
 use rx::ReceiveCounters;
@@ -43,8 +42,6 @@ use tx::TransmitCounters;
 
 /// Devices that this driver knows.
 pub const IDS: [Ids; 2] = [Ids { vendor: 0x8086, device: 0x10ca }, Ids { vendor: 0x8086, device: 0x1520 }];
-/// The BAR with the registers, and how many bytes of it are mapped.
-pub const REGISTERS: (u32, usize) = (registers::BAR, registers::BAR_SIZE);
 
 /// Bytes of both rings together with all buffers: three huge pages.
 const MEMORY: usize = 6 << 20;
@@ -60,16 +57,12 @@ const ENABLE_INTERVAL: Duration = Duration::from_millis(1);
 /// Looks at a queue that is being disabled, and the time between two: 10 ms.
 const DISABLE_LOOKS: u32 = 100;
 const DISABLE_INTERVAL: Duration = Duration::from_micros(100);
-/// Calls of `service` between two looks at the counters, which must not wrap in between: about 1 s.
-const COUNTERS_EVERY: u32 = 20;
 
-/// What is known about a VF beside its registers.
+/// What the driver is told about a VF.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// Where it sits.
-    pub address: Address,
-    /// Interface of its PF and the VF's number there, for messages.
-    pub place: Option<(String, u32)>,
+    pub place: Place,
     /// How long to wait for the PF.
     pub patience: Patience,
     /// Receive multicast groups by hash instead of asking for all of them, for a device that grants all and then
@@ -78,133 +71,73 @@ pub struct Setup {
     pub hashed_groups: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// No queues; the next start begins with a hand-shake.
-    Stopped,
-    /// No queues; the PF knows us.
-    Ready,
-    /// Queues are out.
-    Running,
-    /// Queues are out, and dead.
-    Dead,
-    /// The device has left.
-    Gone,
-}
-
-/// The slow side of a VF.
+/// The slow side of an 82576 or I350 VF.
 #[derive(Debug)]
 pub struct Igbvf {
-    identity: Identity,
-    place: Option<(String, u32)>,
+    place: Place,
     function: Arc<dyn PciFunction>,
     registers: Arc<dyn Registers>,
     mailbox: Mailbox,
     wishes: Wishes,
-    agreed: Option<Agreed>,
-    state: State,
-    link: Option<Link>,
-    /// Told by the next `service`.
-    events: Vec<DeviceEvent>,
+    max_frame: u32,
     statistics: Statistics,
     receive: Arc<ReceiveCounters>,
     transmit: Arc<TransmitCounters>,
-    calls: u32,
 }
 
 impl Igbvf {
     /// Takes a VF over, and shakes hands with its PF.
-    pub fn open(
-        function: Arc<dyn PciFunction>,
-        registers: Arc<dyn Registers>,
-        setup: Setup,
-    ) -> Result<Self, DeviceError> {
-        let identity = Identity {
-            name: setup.address.to_string(),
-            driver: "igbvf",
-            mac: None,
-            max_frame: 0,
-            filters_by_mac: true,
-            at_pf: setup.place.as_ref().map(|(interface, number)| format!("{interface} vf {number}")),
-        };
-        let mut device = Self {
-            identity,
-            place: setup.place,
-            function,
+    pub fn open(function: Arc<dyn PciFunction>, setup: Setup) -> Result<Vf<Self>, DeviceError> {
+        let registers =
+            Arc::clone(&function).bar(registers::BAR, 0, registers::BAR_SIZE, Caching::Uncached)?;
+        let driver = Self {
+            place: setup.place.clone(),
+            function: Arc::clone(&function),
             mailbox: Mailbox::new(Arc::clone(&registers), setup.patience),
             registers,
             wishes: Wishes { random_mac: None, hashed_groups: setup.hashed_groups },
-            agreed: None,
-            state: State::Stopped,
-            link: None,
-            events: Vec::new(),
+            max_frame: 0,
             statistics: Statistics::new(),
             receive: Arc::default(),
             transmit: Arc::default(),
-            calls: 0,
         };
-        device.shake()?;
-        Ok(device)
-    }
-
-    fn shake(&mut self) -> Result<(), DeviceError> {
-        let agreed = handshake::shake(&*self.registers, &mut self.mailbox, self.wishes)
-            .map_err(|cause| self.disagreement(cause))?;
-        self.statistics.rebase(&*self.registers);
-        if self.identity.mac.is_some_and(|mac| mac != agreed.mac) {
-            self.events.push(DeviceEvent::MacChanged(agreed.mac));
-        }
-        if self.agreed != Some(agreed) {
-            self.events.extend(self.notices(&agreed).into_iter().map(DeviceEvent::Notice));
-        }
-        self.identity.mac = Some(agreed.mac);
-        self.identity.max_frame = agreed.max_frame;
-        self.identity.filters_by_mac = !agreed.unicast_promiscuous;
-        self.wishes.random_mac = agreed.random_mac.then_some(agreed.mac);
-        self.agreed = Some(agreed);
-        self.state = State::Ready;
-        Ok(())
-    }
-
-    /// `PF vf N` as operators write it.
-    fn place(&self) -> String {
-        self.identity.at_pf.clone().unwrap_or("PF vf N".to_owned())
+        Vf::open(function, &setup.place, driver)
     }
 
     fn disagreement(&self, cause: Disagreement) -> DeviceError {
-        let name = &self.identity.name;
-        let pf = self.place.as_ref().map_or("PF", |(interface, _)| interface);
+        let place = &self.place;
         match cause {
             Disagreement::Mailbox(MailboxError::Gone) => DeviceError::NotFound(format!(
-                "{name} does not answer: it has left the machine, or its memory is disabled; see dmesg"
+                "{place} does not answer: it has left the machine, or its memory is disabled; see dmesg"
             )),
             Disagreement::Mailbox(cause) => DeviceError::NotReady(format!(
-                "{name}: {cause}; its interface must be up, with the kernel's driver: ip link set {pf} up"
+                "{place}: {cause}; its interface must be up, with the kernel's driver: ip link set {} up",
+                place.pf()
             )),
             Disagreement::MacRefused(mac) => DeviceError::NotReady(format!(
-                "{name}: the PF gave the VF no address and refuses {mac}; give it one: ip link set {} mac {mac}",
-                self.place()
+                "{place}: the PF gave the VF no address and refuses {mac}; give it one: ip link set {} mac {mac}",
+                place.at_pf()
             )),
         }
     }
 
-    fn notices(&self, agreed: &Agreed) -> Vec<String> {
-        let (name, place, mac) = (&self.identity.name, self.place(), agreed.mac);
+    fn notices(&self, grant: &Grant) -> Vec<String> {
+        let (name, place, mac) = (&self.place, self.place.at_pf(), grant.mac);
         let mut notices = Vec::new();
-        if agreed.random_mac {
+        if grant.random_mac {
             notices.push(format!(
                 "{name}: the PF gave the VF no address; it uses {mac}, drawn by lot, until it is opened anew; \
                  set one: ip link set {place} mac {mac}"
             ));
         }
-        if !agreed.unicast_promiscuous {
+        if !grant.unicast_promiscuous {
             notices.push(format!(
                 "{name}: the PF refuses promiscuous mode, so only frames for {mac} and for groups arrive; give the VM \
                  that address, or the VF the VM's: ip link set {place} mac MAC; PF drivers that let trusted VFs see \
                  everything need: ip link set {place} trust on"
             ));
         }
-        if !agreed.multicast_promiscuous && !self.wishes.hashed_groups {
+        if !grant.multicast_promiscuous && !self.wishes.hashed_groups {
             notices.push(format!(
                 "{name}: the PF refuses to deliver all multicast groups, so only common ones and those of IPv6 \
                  addresses made of {mac} arrive; PF drivers that let trusted VFs see everything need: \
@@ -221,7 +154,7 @@ impl Igbvf {
     }
 
     /// Programs both rings and switches them on.
-    fn enable(&self, receive: &DmaSlice, transmit: &DmaSlice) -> Result<(), DeviceError> {
+    fn switch_on(&self, receive: &DmaSlice, transmit: &DmaSlice) -> Result<(), DeviceError> {
         let write = |offset, value| self.registers.write(offset, value);
         let base = |low, high, ring: &DmaSlice| {
             write(low, ring.iova() as u32);
@@ -247,16 +180,16 @@ impl Igbvf {
 
     /// Gives the receive queue an interrupt, which stays masked until the queue asks for it. Without, the queue is polled.
     fn interrupt(&self) -> Option<OwnedFd> {
-        match self.function.interrupt() {
-            Ok(bell) => {
+        match self.function.interrupts(1) {
+            Ok(bells) => {
                 self.registers.write(EIMC, VECTOR_0);
                 self.registers.write(IVAR, IVAR_RECEIVE_0);
                 self.registers.write(EIAC, VECTOR_0);
                 self.registers.write(EIAM, VECTOR_0);
-                Some(bell)
+                bells.into_iter().next()
             }
             Err(cause) => {
-                tracing::debug!(device = %self.identity.name, %cause, "no interrupt");
+                tracing::debug!(device = %self.place, %cause, "no interrupt");
                 None
             }
         }
@@ -272,46 +205,76 @@ impl Igbvf {
         }
         Err(DeviceError::Failed(format!(
             "{}: the {which} queue does not start; unbind the VF from vfio-pci and bind it again",
-            self.identity.name
+            self.place
         )))
     }
+}
 
-    /// Ends all DMA of the queues.
-    fn quiesce(&mut self) {
-        let quiet = [RXDCTL, TXDCTL].map(|dctl| disable(&*self.registers, dctl));
-        // A function that cannot be reset either is kept from the bus.
-        if quiet.contains(&false)
-            && let Err(cause) = self.function.reset().or_else(|_| self.function.set_bus_master(false))
-        {
-            tracing::debug!(device = %self.identity.name, %cause, "neither reset nor kept from the bus");
-        }
-        if self.state != State::Gone {
-            self.state = State::Stopped;
+impl VfDriver for Igbvf {
+    const NAME: &'static str = "igbvf";
+    const RUNG: Rung = Rung::ForeignModel;
+    const SENDS_FROM_GUEST_MEMORY: bool = true;
+
+    fn agree(&mut self) -> Result<Agreed, DeviceError> {
+        let grant = handshake::shake(&*self.registers, &mut self.mailbox, self.wishes)
+            .map_err(|cause| self.disagreement(cause))?;
+        self.statistics.rebase(&*self.registers);
+        self.wishes.random_mac = grant.random_mac.then_some(grant.mac);
+        self.max_frame = grant.max_frame;
+        Ok(Agreed {
+            mac: grant.mac,
+            max_frame: grant.max_frame,
+            filters_by_mac: !grant.unicast_promiscuous,
+            notices: self.notices(&grant),
+        })
+    }
+
+    fn enable(&mut self) -> Result<Queues, DeviceError> {
+        let map = Arc::clone(&self.function) as Arc<dyn DmaMap>;
+        let memory = DmaMemory::new(map, MEMORY, &format!("igbvf {}", self.place))?;
+        tracing::debug!(device = %self.place, bytes = memory.len(), huge = memory.is_huge(), "DMA memory");
+        let [receive, transmit, receive_buffers, transmit_buffers] =
+            memory.carve([RING_BYTES, RING_BYTES, RECEIVE_BYTES, TRANSMIT_BYTES])?;
+        self.switch_on(&receive, &transmit)?;
+        let receive = IgbvfReceive::new(
+            Arc::clone(&self.registers),
+            receive,
+            BufferPool::new(receive_buffers),
+            Arc::clone(&self.receive),
+        );
+        let receive = receive.with_bell(self.interrupt());
+        let transmit = IgbvfTransmit::new(
+            Arc::clone(&self.registers),
+            transmit,
+            transmit_buffers,
+            self.max_frame,
+            Arc::clone(&self.transmit),
+        );
+        Ok(Queues { receive: vec![Receive::Igbvf(receive)], transmit: vec![Transmit::Igbvf(transmit)] })
+    }
+
+    fn quiesce(&mut self) -> bool {
+        [RXDCTL, TXDCTL].map(|dctl| disable(&*self.registers, dctl)) == [true, true]
+    }
+
+    fn is_present(&self) -> bool {
+        self.registers.read(STATUS) != ALL_ONES
+    }
+
+    fn listen(&mut self, events: &mut Vec<DeviceEvent>) {
+        let place = &self.place;
+        match self.mailbox.listen() {
+            PfNotice::Nothing | PfNotice::Ping => {}
+            PfNotice::Reset => events.push(DeviceEvent::ResetNeeded {
+                reason: format!("{place}: the PF was reset, or has reset the VF"),
+            }),
+            PfNotice::Gone => events.push(DeviceEvent::Gone {
+                reason: format!("{place} does not answer any more: it has left the machine"),
+            }),
         }
     }
 
-    fn count(&mut self) {
-        if self.state != State::Gone {
-            self.statistics.update(&*self.registers);
-        }
-    }
-
-    fn gone(&mut self, reason: String) -> DeviceEvent {
-        self.state = State::Gone;
-        DeviceEvent::Gone { reason }
-    }
-
-    fn reset_noticed(&mut self) -> Option<DeviceEvent> {
-        let running = self.state == State::Running;
-        self.state = if running { State::Dead } else { State::Stopped };
-        let reason = format!("{}: the PF was reset, or has reset the VF", self.identity.name);
-        running.then_some(DeviceEvent::ResetNeeded { reason })
-    }
-
-    fn read_link(&self) -> Link {
-        if !matches!(self.state, State::Ready | State::Running) {
-            return Link::Down;
-        }
+    fn link(&mut self) -> Link {
         let status = self.registers.read(STATUS);
         if status & STATUS_LU == 0 {
             return Link::Down;
@@ -324,122 +287,13 @@ impl Igbvf {
         Link::Up { speed: Some(speed) }
     }
 
-    fn look_around(&mut self) -> Option<DeviceEvent> {
-        let name = self.identity.name.clone();
-        if self.function.removal_requested() {
-            return Some(self.gone(format!("{name} is about to be removed from the machine")));
-        }
-        if self.registers.read(STATUS) == ALL_ONES {
-            return Some(self.gone(format!("{name} does not answer any more: it has left the machine")));
-        }
-        // A dead VF has its hand-shake before it; what the PF says until then is about the same reset.
-        if !matches!(self.state, State::Ready | State::Running) {
-            return None;
-        }
-        match self.mailbox.listen() {
-            PfNotice::Nothing | PfNotice::Ping => None,
-            PfNotice::Reset => self.reset_noticed(),
-            PfNotice::Gone => {
-                Some(self.gone(format!("{name} does not answer any more: it has left the machine")))
-            }
-        }
-    }
-}
-
-impl Device for Igbvf {
-    fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    fn start(&mut self) -> Result<Queues, DeviceError> {
-        let name = self.identity.name.clone();
-        match self.state {
-            State::Gone => return Err(DeviceError::NotFound(format!("{name} has left the machine"))),
-            State::Running | State::Dead => {
-                return Err(DeviceError::Busy(format!("{name} is started; stop it first")));
-            }
-            State::Stopped => self.shake()?,
-            State::Ready => {}
-        }
-        let map = Arc::clone(&self.function) as Arc<dyn DmaMap>;
-        let memory = DmaMemory::new(map, MEMORY, &format!("igbvf {name}"))?;
-        tracing::debug!(device = %name, bytes = memory.len(), huge = memory.is_huge(), "DMA memory");
-        let [receive, transmit, receive_buffers, transmit_buffers] =
-            memory.carve([RING_BYTES, RING_BYTES, RECEIVE_BYTES, TRANSMIT_BYTES])?;
-        let enabled = self
-            .function
-            .set_bus_master(true)
-            .map_err(|cause| DeviceError::Failed(format!("{name}: cannot allow it DMA: {cause}; see dmesg")))
-            .and_then(|()| self.enable(&receive, &transmit));
-        if let Err(cause) = enabled {
-            self.quiesce();
-            return Err(cause);
-        }
-        let receive = IgbvfReceive::new(
-            Arc::clone(&self.registers),
-            receive,
-            BufferPool::new(receive_buffers),
-            Arc::clone(&self.receive),
-        );
-        let receive = receive.with_bell(self.interrupt());
-        let transmit = IgbvfTransmit::new(
-            Arc::clone(&self.registers),
-            transmit,
-            transmit_buffers,
-            self.identity.max_frame,
-            Arc::clone(&self.transmit),
-        );
-        self.state = State::Running;
-        Ok(Queues { receive: vec![Receive::Igbvf(receive)], transmit: vec![Transmit::Igbvf(transmit)] })
-    }
-
-    fn stop(&mut self, queues: Queues) {
-        self.count();
-        self.quiesce();
-        drop(queues);
-    }
-
-    fn service(&mut self) -> Vec<DeviceEvent> {
-        // Every read of a device that has left costs a time-out of the bus.
-        let mut link = Link::Down;
-        if self.state != State::Gone {
-            let event = self.look_around();
-            self.events.extend(event);
-            link = self.read_link();
-        }
-        if self.link.replace(link) != Some(link) {
-            self.events.push(DeviceEvent::Link(link));
-        }
-        self.calls = self.calls.wrapping_add(1);
-        if self.calls.is_multiple_of(COUNTERS_EVERY) {
-            self.count();
-        }
-        std::mem::take(&mut self.events)
-    }
-
-    fn guest_dma(&self) -> Result<Arc<dyn DmaMap>, String> {
-        if self.function.shares_address_space() {
-            return Err(format!(
-                "{} shares its IOMMU group, and so its IO address space, with another device in use",
-                self.identity.name
-            ));
-        }
-        Ok(Arc::clone(&self.function) as Arc<dyn DmaMap>)
-    }
-
     fn statistics(&mut self) -> DeviceStatistics {
-        self.count();
+        self.statistics.update(&*self.registers);
         DeviceStatistics {
             rx_errors: self.receive.errors.load(Ordering::Relaxed),
             tx_errors: self.transmit.errors.load(Ordering::Relaxed),
             ..self.statistics.read()
         }
-    }
-}
-
-impl Drop for Igbvf {
-    fn drop(&mut self) {
-        self.quiesce();
     }
 }
 

@@ -2,7 +2,7 @@
 //! The numbers are byte offsets.
 
 /// The BAR with the registers.
-pub const BAR: u32 = 0;
+pub const BAR: u8 = 0;
 /// Bytes of that BAR.
 pub const BAR_SIZE: usize = 16 * 1024;
 

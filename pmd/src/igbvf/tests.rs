@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use super::double::{Double, IMPATIENT};
 use super::*;
+use crate::device::Device;
 use crate::intel::mailbox::CLEAR_TO_SEND;
 use crate::mac::MacAddress;
 use crate::memory::DmaAccess;
 use crate::memory::dma::tests::FakeMap;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Function {
+    double: Arc<Double>,
     map: FakeMap,
     removal: AtomicBool,
     resets: AtomicUsize,
@@ -50,6 +52,16 @@ impl PciFunction for Function {
         Ok(())
     }
 
+    fn bar(
+        self: Arc<Self>,
+        _index: u8,
+        _start: u64,
+        _len: usize,
+        _caching: Caching,
+    ) -> Result<Arc<dyn Registers>, DeviceError> {
+        Ok(Arc::clone(&self.double) as Arc<dyn Registers>)
+    }
+
     fn shares_address_space(&self) -> bool {
         self.shares.load(Ordering::Relaxed)
     }
@@ -59,19 +71,19 @@ impl PciFunction for Function {
     }
 }
 
-fn open(double: &Arc<Double>) -> Result<(Igbvf, Arc<Function>), DeviceError> {
-    let function = Arc::new(Function::default());
-    let setup = Setup {
-        address: "0000:01:10.0".parse().unwrap(),
-        place: Some(("eth2".to_owned(), 3)),
-        patience: IMPATIENT,
-        hashed_groups: false,
-    };
-    let device = Igbvf::open(
-        Arc::clone(&function) as Arc<dyn PciFunction>,
-        Arc::clone(double) as Arc<dyn Registers>,
-        setup,
-    )?;
+fn open(double: &Arc<Double>) -> Result<(Vf<Igbvf>, Arc<Function>), DeviceError> {
+    let function = Arc::new(Function {
+        double: Arc::clone(double),
+        map: FakeMap::default(),
+        removal: AtomicBool::default(),
+        resets: AtomicUsize::default(),
+        master: AtomicBool::default(),
+        stubborn: AtomicBool::default(),
+        shares: AtomicBool::default(),
+    });
+    let place = Place { address: "0000:01:10.0".parse().unwrap(), pf: Some(("eth2".to_owned(), 3)) };
+    let setup = Setup { place, patience: IMPATIENT, hashed_groups: false };
+    let device = Igbvf::open(Arc::clone(&function) as Arc<dyn PciFunction>, setup)?;
     Ok((device, function))
 }
 

@@ -14,16 +14,14 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::registers::*;
 use crate::device::{Accepted, Completions, TransmitQueue};
-use crate::frame::{Frame, Frames, MIN_FRAME, Segment, Token};
+use crate::frame::{Frame, Frames, MIN_FRAME, MIN_WIRE, Segment, Token};
 use crate::intel::descriptor::{MAX_TRANSMIT_BUFFER, TransmitFlags, is_transmitted, transmit_word};
-use crate::memory::{BUFFER_SIZE, DmaSlice, GuestWindows};
+use crate::memory::{BUFFER_SIZE, DmaSlice, GuestWindows, SlotBuffers};
 use crate::registers::Registers;
 
 const MASK: u16 = RING - 1;
 /// Descriptors after which a report is asked for. A copied frame needs none sooner: only room in the ring waits for it.
 const REPORT_EVERY: u16 = 32;
-/// Shortest frame on the wire without FCS (IEEE 802.3 §3.2.8); shorter ones are filled up with zeros.
-const WIRE_MIN: u32 = 60;
 /// Most segments of a frame that is sent from where it lies: one in more pieces costs the device more than a copy costs us.
 /// A device takes 40 - WTHRESH - 2 descriptors a frame at most (82576 data sheet, chapter 7.2).
 const MOST_PIECES: usize = 16;
@@ -42,7 +40,7 @@ pub struct TransmitCounters {
 pub struct IgbvfTransmit {
     registers: Arc<dyn Registers>,
     ring: DmaSlice,
-    buffers: DmaSlice,
+    buffers: SlotBuffers,
     /// Longest frame.
     max_frame: u32,
     /// The slot that is filled next.
@@ -94,7 +92,7 @@ impl IgbvfTransmit {
         Self {
             registers,
             ring,
-            buffers,
+            buffers: SlotBuffers::new(buffers, RING),
             max_frame,
             tail: 0,
             clean: 0,
@@ -156,25 +154,6 @@ impl IgbvfTransmit {
         }
     }
 
-    /// Copies `segments` into the buffers from slot `slot` on.
-    #[inline]
-    fn copy(&self, segments: &[Segment], mut slot: u16) {
-        let mut at = 0;
-        for segment in segments {
-            let mut done = 0;
-            while done < segment.len() {
-                if at == BUFFER_SIZE {
-                    (slot, at) = ((slot + 1) & MASK, 0);
-                }
-                let part = segment.part(done, BUFFER_SIZE - at);
-                let start = usize::from(slot) * BUFFER_SIZE as usize + at as usize;
-                self.buffers.segment(start, part.len()).copy_from_segment(&part);
-                done += part.len();
-                at += part.len();
-            }
-        }
-    }
-
     /// Fills the next descriptor: `part` bytes at `iova`, of a frame of `frame` bytes, which they are the end of or not.
     #[inline]
     fn describe(&mut self, iova: u64, part: u32, frame: u32, end: bool) -> Last {
@@ -199,7 +178,7 @@ impl IgbvfTransmit {
         loop {
             let part = left.min(BUFFER_SIZE);
             left -= part;
-            let iova = self.buffers.iova() + u64::from(self.tail) * u64::from(BUFFER_SIZE);
+            let iova = self.buffers.iova(self.tail);
             let last = self.describe(iova, part, frame, end && left == 0);
             if left == 0 {
                 return last;
@@ -210,15 +189,10 @@ impl IgbvfTransmit {
     /// Copies a frame of a length that can be sent; `None` when there is no room for it.
     #[inline]
     fn send_copy(&mut self, segments: &[Segment], len: u32) -> Option<Last> {
-        let padded = len.max(WIRE_MIN);
-        if padded.div_ceil(BUFFER_SIZE) as u16 > self.room() {
+        if SlotBuffers::needed(len) > u32::from(self.room()) {
             return None;
         }
-        if padded > len {
-            let start = usize::from(self.tail) * BUFFER_SIZE as usize;
-            self.buffers.segment(start, padded).copy_from(&[0; WIRE_MIN as usize]);
-        }
-        self.copy(segments, self.tail);
+        let padded = self.buffers.copy_frame(segments, len, self.tail);
         Some(self.describe_copied(padded, padded, true))
     }
 
@@ -226,7 +200,7 @@ impl IgbvfTransmit {
     /// `None` where the whole frame is better copied.
     #[inline]
     fn places(&mut self, segments: &[Segment], len: u32) -> Option<(Places, u16)> {
-        if len < WIRE_MIN || segments.len() > MOST_PIECES {
+        if len < MIN_WIRE || segments.len() > MOST_PIECES {
             return None;
         }
         let (mut places, mut slots, mut reached) = ([None; MOST_PIECES], 0, false);
@@ -253,7 +227,7 @@ impl IgbvfTransmit {
                     last = Some(match place {
                         Some(iova) => self.describe(iova, segment.len(), len, left == 0),
                         None => {
-                            self.copy(std::slice::from_ref(segment), self.tail);
+                            self.buffers.copy(std::slice::from_ref(segment), self.tail);
                             self.describe_copied(segment.len(), len, left == 0)
                         }
                     });

@@ -113,31 +113,33 @@ impl DmaMemory {
 
     /// Cuts the memory into slices of these sizes, each aligned to 128 bytes; an error where it is too small.
     pub fn carve<const N: usize>(self, sizes: [usize; N]) -> Result<[DmaSlice; N], DeviceError> {
+        let slices: Result<[DmaSlice; N], _> = self.carve_all(&sizes)?.try_into();
+        slices.map_err(|_| DeviceError::Failed("DMA memory was cut into another number of slices".to_owned()))
+    }
+
+    /// As [`carve`](Self::carve), for a number of slices that is not known before.
+    pub fn carve_all(self, sizes: &[usize]) -> Result<Vec<DmaSlice>, DeviceError> {
         let memory = Arc::new(self);
         let mut at = 0usize;
-        let offsets = sizes.map(|size| {
-            let start = at;
-            at = at.saturating_add(size).saturating_add(SLICE_ALIGN - 1) & !(SLICE_ALIGN - 1);
-            start
-        });
-        let fits = offsets
-            .iter()
-            .zip(sizes)
-            .all(|(at, size)| at.checked_add(size).is_some_and(|end| end <= memory.len));
-        if !fits {
-            return Err(DeviceError::Failed(format!(
-                "{} bytes of DMA memory are too few for {sizes:?}",
-                memory.len
-            )));
+        let mut slices = Vec::with_capacity(sizes.len());
+        for &len in sizes {
+            if at.checked_add(len).is_none_or(|end| end > memory.len) {
+                return Err(DeviceError::Failed(format!(
+                    "{} bytes of DMA memory are too few for {sizes:?}",
+                    memory.len
+                )));
+            }
+            // SAFETY: the slice is inside the mapping, as was just checked.
+            let ptr = unsafe { memory.ptr.add(at) };
+            slices.push(DmaSlice { ptr, len, iova: memory.iova + at as u64, _memory: Arc::clone(&memory) });
+            at = at.saturating_add(len).saturating_add(SLICE_ALIGN - 1) & !(SLICE_ALIGN - 1);
         }
-        let mut n = 0;
-        Ok(offsets.map(|offset| {
-            let len = sizes.get(n).copied().unwrap_or_default();
-            n += 1;
-            // SAFETY: the slice is inside the mapping, as checked above.
-            let ptr = unsafe { memory.ptr.add(offset) };
-            DmaSlice { ptr, len, iova: memory.iova + offset as u64, _memory: Arc::clone(&memory) }
-        }))
+        Ok(slices)
+    }
+
+    /// Bytes that slices of these sizes take together.
+    pub fn needed(sizes: &[usize]) -> usize {
+        sizes.iter().map(|size| size.next_multiple_of(SLICE_ALIGN)).sum()
     }
 }
 
@@ -220,30 +222,65 @@ impl DmaSlice {
         self.iova
     }
 
+    /// Element number `index` of the slice as an array of `T`.
     #[inline]
-    fn word(&self, index: usize) -> Option<NonNull<u64>> {
-        if index >= self.len / size_of::<u64>() {
+    fn element<T>(&self, index: usize) -> Option<NonNull<T>> {
+        if index >= self.len / size_of::<T>() {
             debug_assert!(false, "word {index} is outside the slice");
             return None;
         }
-        // SAFETY: the word is inside the slice; slices are aligned to 128 bytes.
-        Some(unsafe { self.ptr.cast::<u64>().add(index) })
+        // SAFETY: the element is inside the slice; slices are aligned to 128 bytes.
+        Some(unsafe { self.ptr.cast::<T>().add(index) })
+    }
+
+    #[inline]
+    fn get<T: Copy>(&self, index: usize, outside: T) -> T {
+        // SAFETY: aligned and inside; the device stores such words whole.
+        self.element(index).map_or(outside, |word| unsafe { word.read_volatile() })
+    }
+
+    #[inline]
+    fn put<T: Copy>(&mut self, index: usize, value: T) {
+        if let Some(word) = self.element(index) {
+            // SAFETY: as in `get`.
+            unsafe { word.write_volatile(value) };
+        }
     }
 
     /// Loads the little-endian 64-bit word number `index`; 0 past the end.
     #[inline]
     pub fn load(&self, index: usize) -> u64 {
-        // SAFETY: aligned and inside; the device stores such words whole.
-        self.word(index).map_or(0, |word| u64::from_le(unsafe { word.read_volatile() }))
+        u64::from_le(self.get(index, 0))
     }
 
     /// Stores a little-endian 64-bit word; nothing happens past the end.
     #[inline]
     pub fn store(&mut self, index: usize, value: u64) {
-        if let Some(word) = self.word(index) {
-            // SAFETY: as in `load`.
-            unsafe { word.write_volatile(value.to_le()) };
-        }
+        self.put(index, value.to_le());
+    }
+
+    /// Loads the little-endian 32-bit word number `index` (at byte 4 × `index`); 0 past the end.
+    #[inline]
+    pub fn load32(&self, index: usize) -> u32 {
+        u32::from_le(self.get(index, 0))
+    }
+
+    /// Stores a little-endian 32-bit word; nothing happens past the end.
+    #[inline]
+    pub fn store32(&mut self, index: usize, value: u32) {
+        self.put(index, value.to_le());
+    }
+
+    /// Loads the little-endian 16-bit word number `index` (at byte 2 × `index`); 0 past the end.
+    #[inline]
+    pub fn load16(&self, index: usize) -> u16 {
+        u16::from_le(self.get(index, 0))
+    }
+
+    /// Stores a little-endian 16-bit word; nothing happens past the end.
+    #[inline]
+    pub fn store16(&mut self, index: usize, value: u16) {
+        self.put(index, value.to_le());
     }
 
     /// The `len` bytes from `offset`, cut at the end of the slice.

@@ -3,7 +3,9 @@
 pub mod dma;
 pub mod guest;
 pub mod pool;
+pub mod slots;
 
 pub use dma::{DmaAccess, DmaMap, DmaMemory, DmaSlice};
 pub use guest::{GuestWindow, GuestWindows};
 pub use pool::{BUFFER_SIZE, BufferPool};
+pub use slots::SlotBuffers;

@@ -1,9 +1,12 @@
-//! What a driver asks of the function that it drives, beside registers.
+//! What a driver asks of the function that it drives.
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
+use crate::device::DeviceError;
 use crate::memory::DmaMap;
+use crate::registers::{Caching, Registers};
 
 /// A PCI function: one that VFIO gave us, or a model of one.
 pub trait PciFunction: DmaMap {
@@ -14,8 +17,24 @@ pub trait PciFunction: DmaMap {
     /// Allows or forbids the function to start DMA.
     fn set_bus_master(&self, on: bool) -> io::Result<()>;
 
-    /// Has the first MSI-X interrupt of the function ring an eventfd from now on. An error where it has none.
-    fn interrupt(&self) -> io::Result<OwnedFd> {
+    /// Reads `bytes.len()` bytes of the configuration space from `offset` on.
+    fn read_config(&self, _offset: u16, _bytes: &mut [u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Maps `len` bytes of BAR `index` (0 to 5) from `start` on, both as the device's specification gives them. Keeps the
+    /// function open. `caching` is a wish: [`Registers::caching`] says what became of it.
+    fn bar(
+        self: Arc<Self>,
+        index: u8,
+        start: u64,
+        len: usize,
+        caching: Caching,
+    ) -> Result<Arc<dyn Registers>, DeviceError>;
+
+    /// Has the first `count` MSI-X interrupts of the function ring an eventfd each from now on, in place of those that it
+    /// rang before. An error where it has none, or fewer.
+    fn interrupts(&self, _count: usize) -> io::Result<Vec<OwnedFd>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

@@ -13,10 +13,12 @@ use vfio_bindings::bindings::vfio::{
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioError, VfioOps, VfioRegionInfoCap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::bar::Bar;
 use super::container::{AddressSpace, Claim};
 use crate::device::DeviceError;
 use crate::memory::{DmaAccess, DmaMap};
 use crate::pci::{Address, PciFunction, Ready, Sysfs};
+use crate::registers::{Caching, Registers};
 
 /// `VFIO_DEVICE_RESET` (linux/vfio.h), `_IO(';', 100 + 11)`.
 const VFIO_DEVICE_RESET: libc::c_ulong = 0x3b6f;
@@ -174,18 +176,35 @@ impl PciFunction for Function {
     fn set_bus_master(&self, on: bool) -> io::Result<()> {
         let at = self.config + PCI_COMMAND;
         let mut command = [0; 2];
-        whole(rustix::io::pread(self, &mut command, at)?)?;
+        whole(rustix::io::pread(self, &mut command, at)?, command.len())?;
         let old = u16::from_le_bytes(command);
         let new = if on { old | PCI_COMMAND_MASTER } else { old & !PCI_COMMAND_MASTER };
-        whole(rustix::io::pwrite(self, &new.to_le_bytes(), at)?)
+        whole(rustix::io::pwrite(self, &new.to_le_bytes(), at)?, size_of_val(&new))
     }
 
-    fn interrupt(&self) -> io::Result<OwnedFd> {
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        self.device.enable_msix(vec![&event]).map_err(io::Error::other)?;
+    fn read_config(&self, offset: u16, bytes: &mut [u8]) -> io::Result<()> {
+        let read = rustix::io::pread(self, &mut *bytes, self.config + u64::from(offset))?;
+        whole(read, bytes.len())
+    }
+
+    /// Uncached, whatever is wished.
+    fn bar(
+        self: Arc<Self>,
+        index: u8,
+        start: u64,
+        len: usize,
+        _caching: Caching,
+    ) -> Result<Arc<dyn Registers>, DeviceError> {
+        Ok(Arc::new(Bar::map(&self, index, start, len)?))
+    }
+
+    fn interrupts(&self, count: usize) -> io::Result<Vec<OwnedFd>> {
+        let new = |_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+        let events = (0..count).map(new).collect::<io::Result<Vec<_>>>()?;
+        self.device.enable_msix(events.iter().collect()).map_err(io::Error::other)?;
         // The kernel has a reference of its own.
-        // SAFETY: the descriptor was owned by `event`, which gives it up here.
-        Ok(unsafe { OwnedFd::from_raw_fd(event.into_raw_fd()) })
+        // SAFETY: each descriptor was owned by its event, which gives it up here.
+        Ok(events.into_iter().map(|event| unsafe { OwnedFd::from_raw_fd(event.into_raw_fd()) }).collect())
     }
 
     fn shares_address_space(&self) -> bool {
@@ -209,8 +228,8 @@ fn close(device: VfioDevice, container: &Arc<VfioContainer>) {
 }
 
 /// Accesses to the configuration space are whole or failed.
-fn whole(bytes: usize) -> io::Result<()> {
-    if bytes == size_of::<u16>() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+fn whole(bytes: usize, expected: usize) -> io::Result<()> {
+    if bytes == expected { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 fn removal_notice(device: &VfioDevice) -> Option<EventFd> {

@@ -8,7 +8,7 @@
 //! which lets every bit of both reach every bit of the result for the price of one instruction. It is no defence
 //! against a sender who picks flows that meet on one queue.
 
-use super::packet::{self, Version};
+use pmd::net::packet::{self, Version};
 
 /// The fraction of π, 64 bits at a time: numbers without a pattern of their own.
 const PI: [u64; 4] =
@@ -69,7 +69,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::net::packet::{TCP, UDP};
+    use pmd::net::packet::{TCP, UDP};
 
     fn ethernet(tags: usize, ethertype: u16) -> Vec<u8> {
         let mut frame = vec![0x52, 0x54, 0, 0, 0, 1, 0x52, 0x54, 0, 0, 0, 2];

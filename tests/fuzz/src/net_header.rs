@@ -3,7 +3,7 @@
 use std::ptr::NonNull;
 
 use pmd::{Burst, Capabilities, Segment, Segmentation, Token};
-use relay::net::packet::{self, LOOKED_AT};
+use pmd::net::packet::{self, LOOKED_AT};
 use relay::net::segment::{Emitted, Headers, Work};
 use relay::net::{hash, header};
 
@@ -11,7 +11,14 @@ use crate::input::Input;
 
 fn capabilities(bits: u8) -> Capabilities {
     let bit = |n: u8| bits & 1 << n != 0;
-    Capabilities { checksum: bit(0), tcp_v4: bit(1), tcp_v6: bit(2), ecn: bit(3), udp: bit(4) }
+    Capabilities {
+        checksum: bit(0),
+        tcp_v4: bit(1),
+        tcp_v6: bit(2),
+        ecn: bit(3),
+        udp: bit(4),
+        by_header: bit(5),
+    }
 }
 
 fn contents(pieces: &[Segment]) -> Vec<u8> {

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use pmd::Segment;
 use pmd::frame::BURST_FRAMES;
 
-use crate::net::packet::LOOKED_AT;
+use pmd::net::packet::LOOKED_AT;
 
 /// Headers for one burst: a slot for each of its frames.
 const SLOTS: usize = BURST_FRAMES;

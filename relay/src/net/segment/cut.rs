@@ -12,8 +12,8 @@
 use pmd::{Checksum, Offload, Segmentation};
 
 use crate::counters::DropReason;
-use crate::net::checksum::{Sum, checksum};
-use crate::net::packet::{self, Ip, TCP, UDP, Version};
+use pmd::net::checksum::{Sum, checksum};
+use pmd::net::packet::{self, Ip, TCP, UDP, Version};
 
 /// Bytes of an IP packet whose length fits its field.
 const LONGEST: u32 = 65535;

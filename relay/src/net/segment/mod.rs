@@ -19,12 +19,13 @@ mod cut;
 mod tests;
 
 use pmd::frame::{BURST_BYTES, BURST_SEGMENTS, MIN_FRAME, gather};
+use pmd::net::checksum::Sum;
+use pmd::net::layers::Layers;
+use pmd::net::packet::LOOKED_AT;
 use pmd::{Burst, Capabilities, Checksum, Offload, Segment, Segmentation, Token};
 
 pub use self::arena::Headers;
 use self::cut::{Cut, Part, put};
-use super::checksum::Sum;
-use super::packet::LOOKED_AT;
 use crate::counters::DropReason;
 
 /// How far the work on a frame has come.
@@ -111,9 +112,13 @@ impl Work {
                     if field + 2 > copied {
                         return Err(DropReason::BadOffload);
                     }
-                    match covered {
-                        true => (Job::Pass, field + 2, *offload),
-                        false => (Job::Checksum { start, field }, field + 2, Offload::NONE),
+                    match (covered, capabilities.by_header.then(|| Layers::of(seen, offload))) {
+                        (true, None) => (Job::Pass, field + 2, *offload),
+                        (true, Some(Some(layers))) => {
+                            let header_length = layers.headers() as u16;
+                            (Job::Pass, layers.headers(), Offload { header_length, ..*offload })
+                        }
+                        _ => (Job::Checksum { start, field }, field + 2, Offload::NONE),
                     }
                 }
                 _ => (Job::Pass, MIN_FRAME as usize, *offload),

@@ -324,12 +324,13 @@ fn offloads() -> impl Strategy<Value = Offload> {
 }
 
 fn capabilities() -> impl Strategy<Value = Capabilities> {
-    any::<[bool; 5]>().prop_map(|[checksum, tcp_v4, tcp_v6, ecn, udp]| Capabilities {
+    any::<[bool; 6]>().prop_map(|[checksum, tcp_v4, tcp_v6, ecn, udp, by_header]| Capabilities {
         checksum,
         tcp_v4,
         tcp_v6,
         ecn,
         udp,
+        by_header,
     })
 }
 

@@ -6,8 +6,7 @@ use std::ptr::NonNull;
 use pmd::frame::gather;
 use pmd::{Checksum, Offload, Segment, Segmentation};
 
-use crate::net::checksum::naive;
-use crate::net::packet::{TCP, UDP};
+use pmd::net::packet::{TCP, UDP};
 
 /// A frame, and where its parts are.
 #[derive(Clone, Debug)]
@@ -210,4 +209,14 @@ pub(super) fn contents(segments: &[Segment]) -> Vec<u8> {
     let mut bytes = vec![0; segments.iter().map(|segment| segment.len() as usize).sum()];
     gather(segments, &mut bytes);
     bytes
+}
+
+/// The checksum as RFC 1071 words it.
+fn naive(bytes: &[u8]) -> u16 {
+    let mut sum = 0u32;
+    for word in bytes.chunks(2) {
+        sum += u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0));
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
 }

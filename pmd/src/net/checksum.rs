@@ -4,7 +4,7 @@
 //! 2 B), so words are added as the machine reads them and the result is written as the machine writes it. Bytes come in
 //! pieces of any length; where a piece begins at an odd byte of the whole, its words lie across and its sum is swapped.
 
-use pmd::Segment;
+use crate::frame::Segment;
 
 /// Bytes of foreign memory that are copied and summed at once: a few cache lines, and an even number.
 const COPIED: usize = 512;
@@ -124,7 +124,7 @@ fn fold(sum: u64) -> u16 {
 
 /// The checksum as RFC 1071 words it, for tests.
 #[cfg(test)]
-pub(crate) fn naive(bytes: &[u8]) -> u16 {
+fn naive(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for word in bytes.chunks(2) {
         sum += u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0));

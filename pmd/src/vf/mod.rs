@@ -1,19 +1,64 @@
-//! Opening a VF by its address: the checks, the choice of the driver.
+//! Virtual functions: opening one by its address with the driver of its family, and the life that all of them share.
+//!
+//! ```text
+//!   open_vf ──▶ the table of drivers ──▶ Vf<D>: states, events, quiet at the end     (life)
+//!                                          └── D: VfDriver: hand-shake, rings, what it hears   (one folder a family)
+//! ```
+
+mod driver;
+mod life;
+mod setup;
+
+pub use driver::{Agreed, Rung, VfDriver};
+pub use life::Vf;
+pub use setup::{Place, Wishes};
 
 use std::sync::Arc;
 
 use crate::device::{Device, DeviceError};
-use crate::igbvf::{self, Igbvf, Patience, Setup};
+use crate::igbvf::{self, Igbvf};
 use crate::pci::{Address, Ids, PciFunction, Sysfs};
-use crate::registers::Registers;
-use crate::vfio::{Bar, Function};
+use crate::vfio::Function;
 
 /// How to open a VF.
 #[derive(Clone, Debug, Default)]
 pub struct VfOptions {
     /// Where PCI functions are described; `/sys` by default.
     pub sysfs: Sysfs,
+    /// What is wanted of it.
+    pub wishes: Wishes,
 }
+
+/// What a driver is opened with.
+struct Found {
+    function: Arc<dyn PciFunction>,
+    place: Place,
+    /// The model is QEMU's, not the silicon.
+    is_qemu: bool,
+    #[allow(dead_code, reason = "igbvf has one queue pair and the PF's address")]
+    wishes: Wishes,
+}
+
+/// A driver, the devices that it knows, and how it takes one over.
+struct Driver {
+    name: &'static str,
+    ids: &'static [Ids],
+    open: fn(Found) -> Result<Box<dyn Device>, DeviceError>,
+}
+
+/// Every driver.
+const DRIVERS: &[Driver] = &[Driver {
+    name: "igbvf",
+    ids: &igbvf::IDS,
+    open: |found| {
+        let setup = igbvf::Setup {
+            place: found.place,
+            patience: igbvf::Patience::default(),
+            hashed_groups: found.is_qemu,
+        };
+        Ok(Box::new(Igbvf::open(found.function, setup)?))
+    },
+}];
 
 /// Subsystem vendor that QEMU's models carry unless they are told another.
 const QEMU: u16 = 0x1af4;
@@ -36,24 +81,21 @@ pub fn open_vf(address: Address, options: &VfOptions) -> Result<Box<dyn Device>,
     let sysfs = &options.sysfs;
     let ids = sysfs.ids(address)?;
     // Told before the binding is checked: nobody should rebind a device that will not be served.
-    if !igbvf::IDS.contains(&ids) {
-        return Err(unsupported(address, ids));
-    }
+    let driver =
+        DRIVERS.iter().find(|driver| driver.ids.contains(&ids)).ok_or_else(|| unsupported(address, ids))?;
     let ready = sysfs.ready(address)?;
     let function = Function::open(sysfs, address, &ready)?;
-    let (bar, len) = igbvf::REGISTERS;
-    let registers: Arc<dyn Registers> = Arc::new(Bar::map(&function, bar, len)?);
-    let setup = Setup {
-        address,
-        place: sysfs.place_on_pf(address),
-        patience: Patience::default(),
-        hashed_groups: sysfs.subsystem_vendor(address) == Some(QEMU),
-    };
-    Ok(Box::new(Igbvf::open(function as Arc<dyn PciFunction>, registers, setup)?))
+    (driver.open)(Found {
+        function,
+        place: Place { address, pf: sysfs.place_on_pf(address) },
+        is_qemu: sysfs.subsystem_vendor(address) == Some(QEMU),
+        wishes: options.wishes.clone(),
+    })
 }
 
 fn unsupported(address: Address, ids: Ids) -> DeviceError {
-    let known: Vec<String> = igbvf::IDS.iter().map(|ids| format!("{ids} (igbvf)")).collect();
+    let of = |driver: &Driver| driver.ids.iter().map(|ids| format!("{ids} ({})", driver.name)).collect();
+    let known: Vec<String> = DRIVERS.iter().flat_map(|driver| -> Vec<String> { of(driver) }).collect();
     DeviceError::Unsupported(format!(
         "no driver here knows {address}, which is {ids}; known are {}; check the address: lspci -nn -s {address}",
         known.join(", ")
@@ -68,7 +110,7 @@ mod tests {
     #[test]
     fn an_unknown_device_is_named_with_what_is_known() {
         let folder = tempfile::tempdir().unwrap();
-        let options = VfOptions { sysfs: Sysfs::at(folder.path()) };
+        let options = VfOptions { sysfs: Sysfs::at(folder.path()), ..VfOptions::default() };
         let address: Address = "0000:02:08.0".parse().unwrap();
         let device = options.sysfs.device(address);
         assert!(matches!(open_vf(address, &options), Err(DeviceError::NotFound(_))));

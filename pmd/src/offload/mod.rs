@@ -80,13 +80,20 @@ pub struct Capabilities {
     pub ecn: bool,
     /// Cuts UDP.
     pub udp: bool,
+    /// Reads the frame's headers to do so, as NICs do, instead of trusting [`Offload`] alone. Frames that leave something
+    /// to it have their headers in one piece that nobody changes any more, checked, with an exact
+    /// [`header_length`](Offload::header_length); checksums are left to it only where
+    /// [`Layers`](crate::net::layers::Layers) finds them.
+    pub by_header: bool,
 }
 
 impl Capabilities {
     /// Does nothing itself.
-    pub const NONE: Self = Self { checksum: false, tcp_v4: false, tcp_v6: false, ecn: false, udp: false };
+    pub const NONE: Self =
+        Self { checksum: false, tcp_v4: false, tcp_v6: false, ecn: false, udp: false, by_header: false };
     /// Does everything itself.
-    pub const ALL: Self = Self { checksum: true, tcp_v4: true, tcp_v6: true, ecn: true, udp: true };
+    pub const ALL: Self =
+        Self { checksum: true, tcp_v4: true, tcp_v6: true, ecn: true, udp: true, by_header: false };
 
     /// Whether a frame with `offload` can be handed over as it is.
     #[inline]
@@ -98,6 +105,12 @@ impl Capabilities {
             Segmentation::Udp => self.udp,
         };
         segmentation && (self.checksum || !matches!(offload.checksum, Checksum::Partial { .. }))
+    }
+
+    /// Whether nothing has to be looked at before a frame with `offload` is handed over.
+    #[inline]
+    pub fn take_as_is(&self, offload: &Offload) -> bool {
+        self.cover(offload) && (!self.by_header || offload.is_done())
     }
 }
 

@@ -1,0 +1,126 @@
+//! Transmit buffers that belong to the slots of a ring: frames are copied there once and sent from there.
+//!
+//! ```text
+//!   ring      [ slot 0 ][ slot 1 ][ slot 2 ] …      a frame longer than one buffer goes on in the next slot's
+//!   buffers   [  2 KiB ][  2 KiB ][  2 KiB ] …
+//! ```
+
+use super::dma::DmaSlice;
+use super::pool::BUFFER_SIZE;
+use crate::frame::{MIN_WIRE, Segment};
+
+/// One buffer of [`BUFFER_SIZE`] bytes for each slot of a ring. Which of them a device still reads is for their owner to
+/// know.
+#[derive(Debug)]
+pub struct SlotBuffers {
+    memory: DmaSlice,
+    mask: u16,
+}
+
+impl SlotBuffers {
+    /// Bytes of memory for a ring of `slots`.
+    pub const fn bytes(slots: u16) -> usize {
+        slots as usize * BUFFER_SIZE as usize
+    }
+
+    /// Buffers for a ring of `slots` (a power of two), in [`bytes`](Self::bytes) of memory.
+    pub fn new(memory: DmaSlice, slots: u16) -> Self {
+        debug_assert!(slots.is_power_of_two() && memory.len() >= Self::bytes(slots));
+        Self { memory, mask: slots - 1 }
+    }
+
+    /// Slots that a frame of `len` bytes takes.
+    #[inline]
+    pub fn needed(len: u32) -> u32 {
+        len.max(MIN_WIRE).div_ceil(BUFFER_SIZE)
+    }
+
+    /// Where the device finds the buffer of `slot`.
+    #[inline]
+    pub fn iova(&self, slot: u16) -> u64 {
+        self.memory.iova() + u64::from(slot & self.mask) * u64::from(BUFFER_SIZE)
+    }
+
+    /// The first `len` bytes of the buffer of `slot`, cut at its end.
+    #[inline]
+    pub fn segment(&self, slot: u16, len: u32) -> Segment {
+        self.memory.segment(usize::from(slot & self.mask) * BUFFER_SIZE as usize, len.min(BUFFER_SIZE))
+    }
+
+    /// Copies a frame of `len` bytes, which `segments` hold, into the buffers from `slot` on; the bytes that are to be sent:
+    /// a frame shorter than the wire takes is filled up with zeros.
+    #[inline]
+    pub fn copy_frame(&self, segments: &[Segment], len: u32, slot: u16) -> u32 {
+        if len < MIN_WIRE {
+            self.segment(slot, MIN_WIRE).copy_from(&[0; MIN_WIRE as usize]);
+        }
+        self.copy(segments, slot);
+        len.max(MIN_WIRE)
+    }
+
+    /// Copies `segments` into the buffers from `slot` on.
+    #[inline]
+    pub fn copy(&self, segments: &[Segment], mut slot: u16) {
+        let mut at = 0;
+        for segment in segments {
+            let mut done = 0;
+            while done < segment.len() {
+                if at == BUFFER_SIZE {
+                    (slot, at) = (slot.wrapping_add(1), 0);
+                }
+                let part = segment.part(done, BUFFER_SIZE - at);
+                let start = usize::from(slot & self.mask) * BUFFER_SIZE as usize + at as usize;
+                self.memory.segment(start, part.len()).copy_from_segment(&part);
+                done += part.len();
+                at += part.len();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::dma::DmaMemory;
+    use crate::memory::dma::tests::FakeMap;
+    use std::ptr::NonNull;
+    use std::sync::Arc;
+
+    fn buffers() -> SlotBuffers {
+        let bytes = SlotBuffers::bytes(4);
+        let memory = DmaMemory::new(Arc::new(FakeMap::default()), bytes, "test").unwrap();
+        let [slice] = memory.carve([bytes]).unwrap();
+        SlotBuffers::new(slice, 4)
+    }
+
+    fn segment(bytes: &mut [u8]) -> Segment {
+        // SAFETY: the tests keep `bytes` alive and untouched while the segment is used.
+        unsafe { Segment::new(NonNull::new(bytes.as_mut_ptr()).unwrap(), bytes.len() as u32) }
+    }
+
+    fn read(buffers: &SlotBuffers, slot: u16, len: u32) -> Vec<u8> {
+        let mut bytes = vec![0; len as usize];
+        buffers.segment(slot, len).copy_to(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_long_frame_goes_on_in_the_next_slots_and_around_the_end() {
+        let buffers = buffers();
+        let (mut a, mut b) = ([1; 2000], [2; 3000]);
+        assert_eq!(buffers.copy_frame(&[segment(&mut a), segment(&mut b)], 5000, 3), 5000);
+        assert_eq!(SlotBuffers::needed(5000), 3);
+        assert_eq!(read(&buffers, 3, 2048), [&[1; 2000][..], &[2; 48]].concat());
+        assert_eq!(read(&buffers, 0, 2048), [2; 2048]);
+        assert_eq!(read(&buffers, 1, 904), [2; 904]);
+        assert_eq!(buffers.iova(3) - buffers.iova(0), 3 * 2048);
+    }
+
+    #[test]
+    fn a_short_frame_is_filled_up_over_what_was_there() {
+        let buffers = buffers();
+        buffers.copy_frame(&[segment(&mut [9; 100])], 100, 0);
+        assert_eq!(buffers.copy_frame(&[segment(&mut [1; 20])], 20, 0), 60);
+        assert_eq!(read(&buffers, 0, 61), [&[1; 20][..], &[0; 40], &[9]].concat());
+    }
+}
