@@ -25,7 +25,7 @@ use relay::ring::receive::ReceiveRules;
 use relay::ring::transmit::TransmitRules;
 use relay::ring::{PackedRing, ReceiveRing, Ring, RingConfig, SplitRing, TransmitRing};
 
-use crate::packets::{Ip, Transport, partial};
+use models::packets::{Ip, Transport, partial};
 
 /// Frames that are under way at a time.
 pub const FRAMES: u16 = 256;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use relay::driver::nic::GuestNic;
 
-use crate::packets::{Ip, Transport, packet};
 use crate::wait::within;
+use models::packets::{Ip, Transport, packet};
 
 /// Frames under way at once on a queue pair, at most.
 const WINDOW: u32 = 100;

@@ -1,12 +1,10 @@
 //! Doubles and helpers for tests that need more than one crate.
 
-pub mod answer;
 pub mod bed;
 pub mod device;
 pub mod flows;
 pub mod frames;
 pub mod messages;
-pub mod packets;
 pub mod process;
 pub mod scene;
 pub mod stand;

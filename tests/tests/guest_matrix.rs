@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use forwarder_tests::device::{Borrower, look};
 use forwarder_tests::flows::Flows;
-use forwarder_tests::packets::{Ip, Transport, check, packet, partial};
 use forwarder_tests::stand::Stand;
 use forwarder_tests::wait::{eventually, within};
+use models::packets::{Ip, Transport, check, packet, partial};
 use relay::driver::memory::GuestRam;
 use relay::driver::nic::{GuestNic, Header, NicOptions, RECEIVER_OFFLOADS, SENDER_OFFLOADS};
 use relay::relay::DeviceState;

@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 
 use forwarder::worker::Idle;
 use forwarder_tests::messages::{NOFD, Wire, message, request, state, words};
-use forwarder_tests::packets::{Ip, Transport, partial};
 use forwarder_tests::scene::{RECEIVE, TRANSMIT, split};
 use forwarder_tests::stand::Stand;
 use forwarder_tests::wait::{eventually, within};
+use models::packets::{Ip, Transport, partial};
 use relay::driver::memory::GuestRam;
 use relay::driver::nic::{GuestNic, NicOptions, SENDER_OFFLOADS};
 use relay::driver::split::{Descriptor, DriverRing, INDIRECT, NEXT, WRITE, write_descriptor};

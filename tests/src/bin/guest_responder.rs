@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use forwarder_tests::answer::answer;
+use models::answer::answer;
 use pmd::MacAddress;
 use relay::driver::nic::{GuestNic, NicOptions};
 

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use forwarder_tests::answer::answer;
+use models::answer::answer;
 use pmd::frame::gather;
 use pmd::{
     Accepted, Address, Burst, Device, DeviceEvent, MacAddress, Queues, ReceiveQueue, Segment, Token,

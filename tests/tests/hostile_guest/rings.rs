@@ -721,12 +721,8 @@ fn a_checksum_start_that_changes_all_the_time_is_read_once() {
     for options in layouts() {
         let mut nic = scene.hostile(NicOptions { offloads: SENDER_OFFLOADS, ..options });
         let good = good_frame(&mut nic);
-        let partial = forwarder_tests::packets::partial(
-            forwarder_tests::packets::Ip::V4,
-            forwarder_tests::packets::Transport::Udp,
-            1,
-            &[7; 100],
-        );
+        let partial =
+            models::packets::partial(models::packets::Ip::V4, models::packets::Transport::Udp, 1, &[7; 100]);
         nic.ram().write(good, &[1, 0, 0, 0, 0, 0, 34, 0, 6, 0, 0, 0]);
         nic.ram().write(good + 12, &partial);
         let file = nic.ram().file().try_clone().unwrap();
@@ -745,8 +741,7 @@ fn a_checksum_start_that_changes_all_the_time_is_read_once() {
             let both = within(Duration::from_secs(10), || {
                 n += 1;
                 for frame in send(&scene, &mut nic, &[(good, len, 0)]) {
-                    forwarder_tests::packets::check(&frame)
-                        .expect("the checksum of the one that was checked");
+                    models::packets::check(&frame).expect("the checksum of the one that was checked");
                     arrived += 1;
                 }
                 n >= 300 && arrived > 0 && scene.from_guest().dropped(DropReason::BadOffload) > before
