@@ -9,6 +9,7 @@ use control::api::{
     Problem, ProblemCode, Relay as RelayInfo, RelayStatistics, RemoveDevice, Version, Worker as WorkerInfo,
 };
 use pmd::VfOptions;
+use pmd::vf::Wishes;
 use relay::counters::{DirectionCounters, DropReason};
 use relay::guest::endpoint::Endpoint;
 use relay::relay::{DeviceState, GuestState, GuestStatus, Relay, RelayStatus, RemoveError, Reservation};
@@ -25,6 +26,8 @@ pub struct Forwarder {
     sockets: Vec<Option<PathBuf>>,
     endpoints: Mutex<Vec<Endpoint>>,
     vf_options: VfOptions,
+    /// What VFs are asked for, by relay.
+    wishes: BTreeMap<u32, Wishes>,
     guests: Guests,
     /// Held while it is looked whether a device is free: of two that ask for it, one gets it.
     choosing: Mutex<()>,
@@ -52,6 +55,7 @@ impl Forwarder {
             sockets,
             endpoints: Mutex::new(endpoints),
             vf_options,
+            wishes: BTreeMap::new(),
             guests,
             choosing: Mutex::default(),
             workers: Vec::new(),
@@ -66,6 +70,12 @@ impl Forwarder {
         self
     }
 
+    /// Asks the VFs of these relays for something.
+    pub fn with_wishes(mut self, wishes: BTreeMap<u32, Wishes>) -> Self {
+        self.wishes = wishes;
+        self
+    }
+
     /// Opens `spec` for relay `id`.
     pub fn add(&self, id: u32, spec: &DeviceSpec, conditional: bool) -> Result<(), Problem> {
         let name = spec.to_string();
@@ -73,7 +83,11 @@ impl Forwarder {
         let out_of_memory = |cause| {
             Problem::new(ProblemCode::OutOfMemory, format!("no thread for {name} of relay {id}: {cause}"))
         };
-        match open(spec, &self.vf_options, &self.guests).map_err(|error| problem(&error))? {
+        let mut options = self.vf_options.clone();
+        if let Some(wishes) = self.wishes.get(&id) {
+            options.wishes.clone_from(wishes);
+        }
+        match open(spec, &options, &self.guests).map_err(|error| problem(&error))? {
             Opened::Loopback => reservation.attach_cable(),
             Opened::Device(device) => reservation.attach(device).map_err(out_of_memory)?,
             Opened::Guest(listener, path) => {
@@ -214,6 +228,7 @@ impl Forwarder {
                 tx_frames: device.statistics.tx_frames,
                 tx_bytes: device.statistics.tx_bytes,
                 tx_errors: device.statistics.tx_errors,
+                counters: device.counters.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect(),
             }),
         }
     }

@@ -106,6 +106,14 @@ impl Collector for Relays {
                 ConstCounter::new(missed).encode(family.encode_family(&One { relay: relay.id() })?)?;
             }
         }
+        let help = "What the device itself counts, by its own names";
+        let mut family = encoder.encode_descriptor("device_events", help, None, counter.metric_type())?;
+        for relay in &self.0 {
+            for (name, count) in relay.status().device.into_iter().flat_map(|device| device.counters) {
+                let labels = OfDevice { relay: relay.id(), name: name.to_owned() };
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
+        }
         let gauge = ConstGauge::new(0i64);
         let help = "Whether a VM is connected and its rings run";
         let mut family = encoder.encode_descriptor("guest_ready", help, None, gauge.metric_type())?;
@@ -122,6 +130,12 @@ impl Collector for Relays {
         }
         Ok(())
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfDevice {
+    relay: u32,
+    name: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

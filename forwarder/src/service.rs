@@ -47,7 +47,9 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let guests = Guests::new(config);
     let endpoints =
         if config.sockets.dynamic { Vec::new() } else { serve(config, &guests, &relays, watch.as_ref())? };
-    let forwarder = Forwarder::new(relays, endpoints, VfOptions::default(), guests).with_workers(&workers);
+    let forwarder = Forwarder::new(relays, endpoints, VfOptions::default(), guests)
+        .with_workers(&workers)
+        .with_wishes(config.wishes());
     let forwarder = Arc::new(forwarder);
     let control = server.spawn(forwarder.clone()).context("no control thread")?;
     tracing::info!(

@@ -234,9 +234,10 @@ impl Control {
     }
 
     fn publish_statistics(&mut self) {
-        let statistics = self.device.statistics();
+        let (statistics, counters) = (self.device.statistics(), self.device.counters());
         if let Some(slot) = &mut self.relay.lock().device {
             slot.status.statistics = statistics;
+            slot.status.counters = counters;
         }
     }
 }

@@ -88,7 +88,7 @@ pub struct Rates {
 }
 
 /// Counters of the device itself; what it does not count is 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceStatistics {
     /// Good frames received.
     pub rx_frames: u64,
@@ -104,4 +104,7 @@ pub struct DeviceStatistics {
     pub tx_bytes: u64,
     /// Frames that it could not send.
     pub tx_errors: u64,
+    /// Whatever else it counts, by its own names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub counters: BTreeMap<String, u64>,
 }

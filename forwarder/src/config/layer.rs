@@ -57,6 +57,9 @@ pub(super) struct RelayTable {
     pub(super) vhostuser_client: Option<Switch>,
     pub(super) mtu: Option<Text>,
     pub(super) zero_copy: Option<Text>,
+    pub(super) queue_pairs: Option<Text>,
+    pub(super) mac: Option<Text>,
+    pub(super) vlans: Option<List>,
 }
 
 macro_rules! layer {

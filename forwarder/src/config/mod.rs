@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use control::api::DeviceSpec;
 use control::server::ServerConfig;
+use pmd::vf::Wishes;
 use relay::zero_copy::ZeroCopy;
 use thiserror::Error;
 use tracing::level_filters::LevelFilter;
@@ -67,7 +68,7 @@ pub struct Config {
 }
 
 /// What is set for one relay, over what holds for all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RelaySettings {
     /// Whether the VM makes the socket; `None`: as [`Sockets::client`] says.
     pub client: Option<bool>,
@@ -75,6 +76,8 @@ pub struct RelaySettings {
     pub mtu: Option<u16>,
     /// How far devices are let into the VM's memory.
     pub zero_copy: ZeroCopy,
+    /// What its VF is asked for.
+    pub wishes: Wishes,
 }
 
 /// The vhost-user sockets.
@@ -188,6 +191,11 @@ impl Config {
     /// How far devices of relay `id` are let into the VM's memory.
     pub fn zero_copy(&self, id: u32) -> ZeroCopy {
         self.relay.get(&id).map_or(ZeroCopy::Off, |relay| relay.zero_copy)
+    }
+
+    /// What the VFs of relays are asked for, where anything is set.
+    pub fn wishes(&self) -> BTreeMap<u32, Wishes> {
+        self.relay.iter().map(|(id, relay)| (*id, relay.wishes.clone())).collect()
     }
 
     /// Reads the files and puts everything together. The notices are for the log, once it is open.

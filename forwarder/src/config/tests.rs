@@ -136,6 +136,26 @@ fn everything_can_be_said_in_each_place() {
 }
 
 #[test]
+fn what_a_vf_is_asked_for_is_checked() {
+    let tables = "[[relay]]\nid = 1\nqueue-pairs = 2\nmac = \"52:54:00:00:00:05\"\nvlans = [10, 4094]";
+    let config = Scene::new().with("config.toml", tables).config("");
+    let wishes = &config.wishes()[&1];
+    assert_eq!((wishes.queue_pairs.get(), &wishes.vlans[..]), (2, &[10, 4094][..]));
+    assert_eq!(wishes.mac.unwrap().to_string(), "52:54:00:00:00:05");
+    let bad = "[[relay]]\nid = 1\nqueue-pairs = 0\n[[relay]]\nid = 2\nmac = \"01:00:5e:00:00:01\"\n\
+               [[relay]]\nid = 3\nvlans = [1, 4095]\n[[relay]]\nid = 4\nqueue-pairs = 33";
+    let mistakes = Scene::new().with("config.toml", bad).mistakes("").join("\n");
+    for says in [
+        ":3: queue-pairs: '0' is no number of queue pairs; write a number from 1 to 32",
+        ":6: mac: '01:00:5e:00:00:01' is no address of a station",
+        ":9: vlans: '4095' is no VLAN; write a number from 1 to 4094",
+        ":12: queue-pairs: '33'",
+    ] {
+        assert!(mistakes.contains(says), "{says}\n{mistakes}");
+    }
+}
+
+#[test]
 fn zero_copy_that_is_not_possible_is_refused_with_the_reason() {
     let tables = "[[relay]]\nid = 1\nzero-copy = \"rx\"\n[[relay]]\nid = 2\nzero-copy = \"both\"\n[[relay]]\nid = 3\nzero-copy = true";
     assert!(Scene::new().with("config.toml", tables).load("").is_err(), "a word is wanted");

@@ -43,6 +43,9 @@ struct Relay {
     vhostuser_client: Option<Spanned<bool>>,
     mtu: Option<Spanned<Words>>,
     zero_copy: Option<Spanned<Words>>,
+    queue_pairs: Option<Spanned<Words>>,
+    mac: Option<Spanned<Words>>,
+    vlans: Option<Spanned<Words>>,
 }
 
 /// A string, a number, or a list of them: `"1,2"`, `64`, `[1, 2]`.
@@ -160,6 +163,9 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Layer, String> {
             vhostuser_client: switch("vhostuser-client", table.vhostuser_client),
             mtu: word("mtu", table.mtu),
             zero_copy: word("zero-copy", table.zero_copy),
+            queue_pairs: word("queue-pairs", table.queue_pairs),
+            mac: word("mac", table.mac),
+            vlans: list("vlans", table.vlans),
         })
     };
     Ok(Layer {

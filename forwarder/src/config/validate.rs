@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use control::api::{DEFAULT_SOCKET, DeviceSpec, PciAddress};
 use control::server::ServerConfig;
 use nix::unistd::{Group, User};
+use pmd::MacAddress;
+use pmd::vf::Wishes;
 
 use super::layer::{Layer, List, Notice, Sourced, Switch, Tables, Text};
 use super::machine::{self, Machine};
@@ -19,6 +22,11 @@ use relay::zero_copy::ZeroCopy;
 
 /// More relays than this would be a typing error: each has its socket, its descriptors and its memory.
 const MOST_RELAYS: u32 = 1024;
+
+/// Most queue pairs of a VF: as many as a guest may have.
+const MOST_QUEUE_PAIRS: u16 = 32;
+/// Numbers of VLANs end here (IEEE 802.1Q, 9.6).
+const MOST_VLANS: u16 = 4094;
 
 /// The token that `0` stands for.
 const DPDK_VF_TOKEN: &str = "14d63f20-8445-11ea-8900-1f9ce7d5650d";
@@ -159,6 +167,11 @@ impl Validator<'_> {
                 client: table.vhostuser_client.as_ref().map(|switch| switch.value),
                 mtu: self.text(table.mtu, None, mtu),
                 zero_copy: self.text(table.zero_copy, ZeroCopy::Off, zero_copy),
+                wishes: Wishes {
+                    queue_pairs: self.text(table.queue_pairs, NonZero::<u16>::MIN, queue_pairs),
+                    mac: self.text(table.mac, None, mac),
+                    vlans: table.vlans.into_iter().flatten().filter_map(|item| self.vlan(item)).collect(),
+                },
             };
             match relay(&table.id.value, relays) {
                 Err(mistake) => self.mistake(&table.id, &mistake),
@@ -171,6 +184,15 @@ impl Validator<'_> {
             }
         }
         map
+    }
+
+    fn vlan(&mut self, item: Sourced<String>) -> Option<u16> {
+        let id = item.value.parse().ok().filter(|id| (1..=MOST_VLANS).contains(id));
+        if id.is_none() {
+            let text = format!("'{}' is no VLAN; write a number from 1 to {MOST_VLANS}", item.value);
+            self.mistake(&item, &text);
+        }
+        id
     }
 
     fn log_level(&mut self, text: Option<Text>) -> LogLevel {
@@ -190,6 +212,22 @@ fn mtu(text: &str) -> Result<Option<u16>, String> {
     let number = text.parse().ok().filter(|mtu| (MIN_MTU..=MAX_MTU).contains(mtu));
     let wrong = || format!("'{text}' is no MTU; write a number of bytes from {MIN_MTU} to {MAX_MTU}");
     number.map(Some).ok_or_else(wrong)
+}
+
+fn queue_pairs(text: &str) -> Result<NonZero<u16>, String> {
+    let number = text.parse().ok().filter(|pairs: &NonZero<u16>| pairs.get() <= MOST_QUEUE_PAIRS);
+    number.ok_or_else(|| {
+        format!("'{text}' is no number of queue pairs; write a number from 1 to {MOST_QUEUE_PAIRS}")
+    })
+}
+
+fn mac(text: &str) -> Result<Option<MacAddress>, String> {
+    let mac = text.parse().ok().filter(|mac: &MacAddress| mac.is_valid_unicast());
+    mac.map(Some).ok_or_else(|| {
+        format!(
+            "'{text}' is no address of a station; write six bytes like 52:54:00:00:00:01, the first one even"
+        )
+    })
 }
 
 fn zero_copy(text: &str) -> Result<ZeroCopy, String> {

@@ -81,6 +81,8 @@ pub struct DeviceStatus {
     pub link: Option<Link>,
     /// Counters of the device, at most a second old.
     pub statistics: DeviceStatistics,
+    /// What it counts beside them, by its own names.
+    pub counters: Vec<(&'static str, u64)>,
     /// Whether it sends from the guest's memory.
     pub zero_copy: ZeroCopyState,
 }
