@@ -93,14 +93,17 @@ impl Work {
         let (job, payload_at, left, size) = if offload.segmentation != Segmentation::None {
             let cut = Cut::of(seen, len, offload)?;
             let header_length = cut.header() as u16;
-            if covered {
+            let offset = (cut.checksum_at() - cut.transport()) as u16;
+            let checksum = match capabilities.checksum {
+                true => Checksum::Partial { start: cut.transport() as u16, offset },
+                false => Checksum::Unknown,
+            };
+            if covered && !capabilities.by_header {
                 (Job::Pass, cut.header(), Offload { header_length, ..*offload }, u32::MAX)
+            } else if covered && capabilities.checksum {
+                // What is cut by header has its checksum where the header says.
+                (Job::Pass, cut.header(), Offload { checksum, header_length, ..*offload }, u32::MAX)
             } else {
-                let offset = (cut.checksum_at() - cut.transport()) as u16;
-                let checksum = match capabilities.checksum {
-                    true => Checksum::Partial { start: cut.transport() as u16, offset },
-                    false => Checksum::Unknown,
-                };
                 let left = Offload { checksum, header_length, ..Offload::NONE };
                 let job = Job::Cut { cut, fill: !capabilities.checksum };
                 (job, cut.header(), left, u32::from(offload.segment_size))

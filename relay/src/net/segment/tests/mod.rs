@@ -371,6 +371,10 @@ proptest! {
             let total: usize = frames.iter().map(|(frame, _)| frame.len()).sum();
             prop_assert!(total <= bytes.len() + (frames.len() - 1) * LOOKED_AT);
             prop_assert!(frames.iter().all(|(_, left)| capabilities.cover(left)));
+            for (frame, left) in frames.iter().filter(|(_, left)| capabilities.by_header && !left.is_done()) {
+                let layers = Layers::of(&frame[..frame.len().min(LOOKED_AT)], left);
+                prop_assert_eq!(layers.map(|layers| layers.headers()), Some(usize::from(left.header_length)));
+            }
             if frames.len() > 1 {
                 let longest = LOOKED_AT + usize::from(offload.segment_size);
                 prop_assert!(frames.iter().all(|(frame, _)| frame.len() <= longest));
