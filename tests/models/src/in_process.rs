@@ -18,6 +18,7 @@ use crate::bus::Bus;
 use crate::config::{Asked, Config};
 use crate::fault::Fault;
 use crate::model::{Model, Size};
+use crate::rate::ticks;
 
 /// A model, its surroundings, and what is done to both behind a driver's back.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct InProcess<M: Model> {
     resets: AtomicU64,
     reads: AtomicU64,
     writes: AtomicU64,
+    /// Ticks that register accesses took, which is when the model works.
+    ticks: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -58,6 +61,7 @@ impl<M: Model> InProcess<M> {
             resets: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
+            ticks: AtomicU64::new(0),
         })
     }
 
@@ -116,6 +120,18 @@ impl<M: Model> InProcess<M> {
     /// Register reads and writes of the driver so far.
     pub fn accesses(&self) -> (u64, u64) {
         (self.reads.load(Ordering::Relaxed), self.writes.load(Ordering::Relaxed))
+    }
+
+    /// Ticks that the model has taken for what a driver asked of it.
+    pub fn ticks_in_model(&self) -> u64 {
+        self.ticks.load(Ordering::Relaxed)
+    }
+
+    fn timed<T>(&self, access: impl FnOnce() -> T) -> T {
+        let start = ticks();
+        let result = access();
+        self.ticks.fetch_add(ticks() - start, Ordering::Relaxed);
+        result
     }
 
     fn is_inside(&self, inner: &mut Inner<M>, bar: u8, offset: u64, size: Size, write: bool) -> bool {
@@ -275,13 +291,15 @@ impl<M: Model> fmt::Debug for Window<M> {
 
 impl<M: Model> Window<M> {
     fn load(&self, offset: u32, size: Size) -> u64 {
-        self.function.read(self.bar, self.start + u64::from(offset), size)
+        let function = &self.function;
+        function.timed(|| function.read(self.bar, self.start + u64::from(offset), size))
     }
 
     fn store(&self, offset: u32, size: Size, value: u64) {
         // What the processor has stored before is there for the device.
         std::sync::atomic::fence(Ordering::SeqCst);
-        self.function.write(self.bar, self.start + u64::from(offset), size, value);
+        let function = &self.function;
+        function.timed(|| function.write(self.bar, self.start + u64::from(offset), size, value));
     }
 }
 
