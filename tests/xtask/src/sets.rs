@@ -210,7 +210,8 @@ pub fn cargo(context: &Context, arguments: &[&str]) -> Command {
 
 /// The binaries that the scenarios run: one profile for all of them, the one that users get.
 pub fn build_binaries(context: &Context) -> Result<()> {
-    let packages = ["forwarder", "control", "forwarder-tests"].map(|name| ["--package", name]).concat();
+    let packages =
+        ["forwarder", "control", "forwarder-tests", "models"].map(|name| ["--package", name]).concat();
     let mut command = cargo(context, &[&["build", "--release", "--bins"][..], &packages[..]].concat());
     tools::logged(&mut command, &context.logs("build").join("release.log"))
 }

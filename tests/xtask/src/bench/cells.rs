@@ -26,6 +26,8 @@ pub enum Kind {
     FirstFrame,
     /// A single frame there and back.
     RoundTrip,
+    /// VF drivers against the models of their devices.
+    Models,
     /// A VF and a guest in the lab.
     Lab,
 }
@@ -65,6 +67,7 @@ pub fn all() -> Vec<Cell> {
         ("idle.cpu", Kind::IdleCpu, false),
         ("idle.first-frame", Kind::FirstFrame, false),
         ("latency.loop", Kind::RoundTrip, true),
+        ("drivers", Kind::Models, false),
         ("lab.vf-to-guest", Kind::Lab, false),
     ];
     others.into_iter().for_each(|(name, kind, quick)| add(name.to_owned(), kind, quick));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   cells        what is measured, and what it has to be
-//!   throughput, relays, quiet, latency, lab
+//!   throughput, relays, quiet, latency, models, lab
 //!                how each kind of cell is measured
 //!   stage, contender, daemon, testpmd, process, load
 //!                who takes part, and how they are run in turns
@@ -19,6 +19,7 @@ mod daemon;
 mod lab;
 mod latency;
 mod load;
+mod models;
 mod process;
 mod quiet;
 mod relays;
@@ -180,6 +181,7 @@ fn one(stage: &Stage, kind: Kind) -> Result<Vec<Measure>> {
         Kind::IdleCpu => quiet::idle_cpu(stage),
         Kind::FirstFrame => latency::first_frame(stage),
         Kind::RoundTrip => latency::round_trip(stage),
+        Kind::Models => models::measure(stage),
         Kind::Lab => lab::measure(stage),
     }
 }

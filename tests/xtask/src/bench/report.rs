@@ -73,6 +73,10 @@ const SECTIONS: &[(&str, &str)] = &[
     ("start", "Start"),
     ("idle.", "Idle"),
     ("latency.", "Latency"),
+    (
+        "drivers",
+        "VF drivers against the models of their devices, in one process (the models' own work is in the rates, not in the cycles)",
+    ),
     ("lab.", "VF and guest, in the lab"),
 ];
 
