@@ -187,6 +187,8 @@ pub type Completions = ArrayVec<Token, 64>;
 ///
 /// The caller only passes frames of [`MIN_FRAME`](crate::frame::MIN_FRAME) to [`Identity::max_frame`] bytes (longer ones
 /// where the device cuts them), and only with offloads that its [`capabilities`](TransmitQueue::capabilities) cover.
+/// A queue that reads headers ([`Capabilities::by_header`]) copies the first segment of a frame that leaves something to do
+/// before [`transmit`](TransmitQueue::transmit) returns, also where it borrows the rest.
 pub trait TransmitQueue: Send + fmt::Debug {
     /// What frames may leave to the device; they need not be ready for the wire then.
     fn capabilities(&self) -> Capabilities {

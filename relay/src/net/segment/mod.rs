@@ -144,6 +144,11 @@ impl Work {
         })
     }
 
+    /// Whether one frame comes of it, the same one with its headers in memory of ours.
+    pub fn is_only_checked(&self) -> bool {
+        matches!(self.job, Job::Pass)
+    }
+
     /// Adds frames to `burst`, each with `token`, until all are there or nothing more fits.
     ///
     /// `segments` are those the work was begun with. Nothing is lost when it stops: the next call goes on with another
