@@ -445,7 +445,10 @@ mod tests {
 
     /// A device that reads headers: it notes each burst, and what of it is left to do.
     #[derive(Debug)]
-    struct Nic(Arc<Mutex<Vec<Vec<(Vec<u8>, Offload)>>>>);
+    struct Nic(Arc<Mutex<Vec<Sent>>>);
+
+    /// A burst.
+    type Sent = Vec<(Vec<u8>, Offload)>;
 
     impl TransmitQueue for Nic {
         fn transmit(&mut self, frames: Frames<'_>) -> Accepted {
