@@ -1,6 +1,7 @@
 //! Ethernet addresses.
 
 use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::str::FromStr;
 
 use thiserror::Error;
@@ -15,6 +16,13 @@ pub struct MacAddress(pub [u8; 6]);
 pub struct MacParseError(String);
 
 impl MacAddress {
+    /// A locally administered address of a station (IEEE 802, bits 1 and 0 of the first byte), drawn by lot.
+    pub fn random() -> Self {
+        // The standard library seeds its hash maps from the kernel's random numbers.
+        let [a, b, c, d, e, f, ..] = RandomState::new().build_hasher().finish().to_le_bytes();
+        Self([a & !1 | 2, b, c, d, e, f])
+    }
+
     /// Whether the group bit (IEEE 802, first bit on the wire) is set: multicast and broadcast.
     pub fn is_multicast(self) -> bool {
         self.0[0] & 1 != 0

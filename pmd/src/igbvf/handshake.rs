@@ -1,6 +1,5 @@
 //! What VF and PF agree on after every reset: the VF's address, its longest frame, and what it receives.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::thread;
 use std::time::Duration;
 
@@ -90,7 +89,7 @@ fn address(mailbox: &mut Mailbox, earlier: Option<MacAddress>) -> Result<(MacAdd
     if answer == Answer::Granted && given.is_valid_unicast() {
         return Ok((given, false));
     }
-    let mac = earlier.unwrap_or_else(random_mac);
+    let mac = earlier.unwrap_or_else(MacAddress::random);
     match mailbox.ask(verb::SET_MAC, &words::set_mac(mac))? {
         (Answer::Granted, _) => Ok((mac, true)),
         (Answer::Refused, _) => Err(Disagreement::MacRefused(mac)),
@@ -110,13 +109,6 @@ fn longest_frame(mailbox: &mut Mailbox) -> Result<u32, MailboxError> {
 fn promiscuous(mailbox: &mut Mailbox, unicast: bool, multicast: bool) -> Result<Answer, MailboxError> {
     let message = words::promiscuous(unicast, multicast);
     Ok(mailbox.ask(message[0] & 0xffff, &message)?.0)
-}
-
-/// A locally administered address of a station (IEEE 802, bits 1 and 0 of the first byte).
-fn random_mac() -> MacAddress {
-    // The standard library seeds its hash maps from the kernel's random numbers.
-    let [a, b, c, d, e, f, ..] = RandomState::new().build_hasher().finish().to_le_bytes();
-    MacAddress([a & !1 | 2, b, c, d, e, f])
 }
 
 /// Groups to receive where the PF does not grant all of them. IPv6 finds its neighbours through groups that are made

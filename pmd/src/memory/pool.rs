@@ -10,11 +10,13 @@ pub const BUFFER_SIZE: u32 = 2048;
 /// Marks the end of a chain of buffers.
 const NONE: u32 = u32::MAX;
 
-/// Buffers of [`BUFFER_SIZE`] bytes with one owner, numbered from 0. A frame that needs several is a chain of them,
-/// known by its first.
+/// Buffers of one size, [`BUFFER_SIZE`] unless it is told, with one owner, numbered from 0. A frame that needs several is a
+/// chain of them, known by its first.
 #[derive(Debug)]
 pub struct BufferPool {
     memory: DmaSlice,
+    /// Bytes of each.
+    size: u32,
     free: Vec<u32>,
     /// The buffer after each one in its chain.
     next: Box<[u32]>,
@@ -25,9 +27,15 @@ pub struct BufferPool {
 impl BufferPool {
     /// As many buffers as `memory` has room for.
     pub fn new(memory: DmaSlice) -> Self {
-        let count = (memory.len() / BUFFER_SIZE as usize) as u32;
+        Self::of_size(memory, BUFFER_SIZE)
+    }
+
+    /// As many buffers of `size` bytes as `memory` has room for: for devices that put a whole frame into one buffer.
+    pub fn of_size(memory: DmaSlice, size: u32) -> Self {
+        let count = (memory.len() / size.max(1) as usize) as u32;
         Self {
             memory,
+            size,
             free: (0..count).rev().collect(),
             next: vec![NONE; count as usize].into_boxed_slice(),
             taken: vec![false; count as usize].into_boxed_slice(),
@@ -76,13 +84,21 @@ impl BufferPool {
     /// Where the device finds `buffer`.
     #[inline]
     pub fn iova(&self, buffer: u32) -> u64 {
-        self.memory.iova() + u64::from(buffer) * u64::from(BUFFER_SIZE)
+        self.memory.iova() + u64::from(buffer) * u64::from(self.size)
     }
 
     /// The first `len` bytes of `buffer`, cut at its end.
     #[inline]
     pub fn segment(&self, buffer: u32, len: u32) -> Segment {
-        self.memory.segment(buffer as usize * BUFFER_SIZE as usize, len.min(BUFFER_SIZE))
+        self.part(buffer, 0, len)
+    }
+
+    /// The `len` bytes of `buffer` from `offset` on, cut at its end.
+    #[inline]
+    pub fn part(&self, buffer: u32, offset: u32, len: u32) -> Segment {
+        let offset = offset.min(self.size);
+        let start = buffer as usize * self.size as usize + offset as usize;
+        self.memory.segment(start, len.min(self.size - offset))
     }
 }
 
@@ -122,5 +138,17 @@ mod tests {
         assert_eq!(pool.iova(2) - pool.iova(0), 4096);
         assert_eq!(pool.segment(1, 5000).len(), BUFFER_SIZE);
         assert_eq!(pool.segment(1, 60).as_ptr() as usize - pool.segment(0, 60).as_ptr() as usize, 2048);
+        let part = pool.part(1, 40, 5000);
+        assert_eq!((part.len(), part.as_ptr()), (2008, pool.segment(1, 60).as_ptr().wrapping_add(40)));
+        assert_eq!(pool.part(1, 5000, 1).len(), 0);
+    }
+
+    #[test]
+    fn buffers_may_have_another_size() {
+        let memory = DmaMemory::new(Arc::new(FakeMap::default()), 10_000, "test").unwrap();
+        let [slice] = memory.carve([10_000]).unwrap();
+        let pool = BufferPool::of_size(slice, 4800);
+        assert_eq!((pool.available(), pool.iova(1) - pool.iova(0)), (2, 4800));
+        assert_eq!(pool.segment(1, 9000).len(), 4800);
     }
 }
