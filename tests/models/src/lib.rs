@@ -18,6 +18,7 @@ pub mod fault;
 pub mod in_process;
 pub mod model;
 pub mod packets;
+pub mod served;
 pub mod wire;
 pub mod work;
 
