@@ -7,7 +7,8 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use models::served::Totals;
+use models::ixgbevf::{self, Ixgbevf};
+use models::served::{Totals, serve_pair};
 
 /// Brings to the standard error what the protocol's crate has to complain of.
 struct Complaints;
@@ -28,13 +29,10 @@ impl log::Log for Complaints {
 
 /// Serves the models of this name; `None` where there are none, or not with these options. A line a model:
 /// `"NAME" => Some(serve_pair(sockets, name::pair(options)?, Name::command))`.
-#[allow(clippy::match_single_binding, reason = "until there is a model")]
 fn serve(name: &str, sockets: [&Path; 2], options: &[&str]) -> Option<io::Result<[Totals; 2]>> {
     match name {
-        _ => {
-            let _ = (sockets, options);
-            None
-        }
+        "ixgbevf" => Some(serve_pair(sockets, ixgbevf::pair(options)?, Ixgbevf::command)),
+        _ => None,
     }
 }
 
