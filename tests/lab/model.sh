@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154
 # For `lab`: machines with two NICs more that are models of this project (`# lab: MODEL=NAME OPTION...`), served over
 # vfio-user by the program `serve_model` and joined by a wire. That takes a QEMU that is newer than Debian 12's.
 
