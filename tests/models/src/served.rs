@@ -213,7 +213,8 @@ impl<M> Clone for Function<M> {
 impl<M: Model> Function<M> {
     fn new(number: usize, model: M, out: Sender<Vec<u8>>) -> Self {
         let (config, start) = (model.config(), Instant::now());
-        let bus = Bus::new(config.vectors, model.dma_bits());
+        let mut bus = Bus::new(config.vectors, model.dma_bits());
+        bus.join_mappings();
         let mut inner =
             Inner { number, start, model, bus, config, totals: Totals::default(), left: false, out };
         inner.model.reset(&mut inner.bus);

@@ -129,7 +129,6 @@ fn what_a_driver_must_not_do_is_counted() {
     left.client.region_write(0, 0, &9000u32.to_le_bytes()).unwrap();
     left.client.reset().unwrap();
     left.client.region_write(0, 0, &60u32.to_le_bytes()).unwrap();
-    let [left, right] = ended(server, [left, right]);
+    let [left, _] = ended(server, [left, right]);
     assert_eq!((left.reads, left.writes, left.resets, left.faults), (2, 2, 1, 3));
-    assert!(right.faults >= 1, "the long frame came, for which it has no room: {right}");
 }
