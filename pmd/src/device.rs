@@ -336,8 +336,8 @@ transmit_kinds! {
     Packet(crate::software::packet::PacketTransmit),
     /// Records into a capture file.
     Pcap(crate::software::pcap::PcapTransmit),
-    /// Sends through an 82576 or I350 VF.
-    Igbvf(crate::igbvf::IgbvfTransmit),
+    /// Sends through an 82576, I350, 82599, X540 or X550 VF.
+    Intel(crate::intel::IntelTransmit),
 }
 
 receive_kinds! {
@@ -349,6 +349,6 @@ receive_kinds! {
     Packet(crate::software::packet::PacketReceive),
     /// Plays a capture file.
     Pcap(crate::software::pcap::PcapReceive),
-    /// Receives from an 82576 or I350 VF.
-    Igbvf(crate::igbvf::IgbvfReceive),
+    /// Receives from an 82576, I350, 82599, X540 or X550 VF.
+    Intel(crate::intel::IntelReceive),
 }
