@@ -259,6 +259,7 @@ macro_rules! transmit_kinds {
     ($($(#[$doc:meta])* $variant:ident($ty:ty),)*) => {
         /// A transmit queue of any device: the kind is decided once a burst.
         #[derive(Debug)]
+        #[allow(clippy::large_enum_variant, reason = "a lane keeps its queue in place, and looks into it without an indirection")]
         pub enum Transmit {
             $($(#[$doc])* $variant($ty),)*
             /// Any other device, reached through one indirect call a burst.
@@ -297,6 +298,7 @@ macro_rules! receive_kinds {
     ($($(#[$doc:meta])* $variant:ident($ty:ty),)*) => {
         /// A receive queue of any device: the kind is decided once a burst.
         #[derive(Debug)]
+        #[allow(clippy::large_enum_variant, reason = "a lane keeps its queue in place, and looks into it without an indirection")]
         pub enum Receive {
             $($(#[$doc])* $variant($ty),)*
             /// Any other device, reached through one indirect call a burst.
