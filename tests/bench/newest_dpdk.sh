@@ -9,30 +9,17 @@ set -euo pipefail
 suite=${1:-sid}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 folder=${CARGO_TARGET_DIR:-$root/target}/bench/dpdk-$suite
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-# shellcheck disable=SC2016 # apt expands these
-mirror=$(apt-get indextargets --format '$(SITE) $(REPO_URI)' | sed -n 's,^\S*debian\.org ,,p' | grep -m1 '/debian/*$' || true)
-mirror=${mirror:-http://deb.debian.org/debian}
-
-mkdir -p "$folder"/{lists/partial,archives/partial,etc,tree}
-: > "$folder/status"
-echo "deb [signed-by=$keyring] $mirror $suite main" > "$folder/etc/sources.list"
-# Nothing counts as installed: so all that is needed comes, the C library too.
-settings=(-q -o "Dir::Etc::sourcelist=$folder/etc/sources.list" -o "Dir::Etc::sourceparts=/dev/null" -o "Dir::Etc::preferencesparts=/dev/null"
-    -o "Dir::Etc::preferences=/dev/null" -o "Dir::State=$folder" -o "Dir::State::lists=$folder/lists" -o "Dir::State::status=$folder/status"
-    -o "Dir::Cache=$folder" -o "Dir::Cache::archives=$folder/archives" -o "APT::Install-Recommends=false"
-    -o "APT::Sandbox::User=root" -o "Acquire::Languages=none")
-timeout 300 apt-get "${settings[@]}" update
+# shellcheck source=SCRIPTDIR/../lib/foreign.sh
+. "$root/tests/lib/foreign.sh"
+foreign_suites "$folder" "$suite"
 
 # The drivers are loaded at run time; their names carry the version of DPDK's ABI.
-abi=$(apt-cache "${settings[@]}" depends dpdk-dev | grep -oE 'librte-eal[0-9]+|librte-ethdev[0-9]+' | grep -oE '[0-9]+$' | sort -un | tail -1 || true)
+abi=$(apt-cache "${foreign[@]}" depends dpdk-dev | grep -oE 'librte-eal[0-9]+|librte-ethdev[0-9]+' | grep -oE '[0-9]+$' | sort -un | tail -1 || true)
 if [ -z "$abi" ]; then
-    abi=$(apt-cache "${settings[@]}" search --names-only '^librte-eal[0-9]+$' | sed -n 's/^librte-eal\([0-9]*\) .*/\1/p' | sort -n | tail -1)
+    abi=$(apt-cache "${foreign[@]}" search --names-only '^librte-eal[0-9]+$' | sed -n 's/^librte-eal\([0-9]*\) .*/\1/p' | sort -n | tail -1)
 fi
-[ -n "$abi" ] || { echo "$suite at $mirror has no DPDK" >&2; exit 1; }
-timeout 900 apt-get "${settings[@]}" install --download-only --yes dpdk-dev "librte-bus-vdev$abi" "librte-mempool-ring$abi" \
-    "librte-net-vhost$abi" "librte-net-virtio$abi"
-for package in "$folder"/archives/*.deb; do dpkg-deb --extract "$package" "$folder/tree"; done
+[ -n "$abi" ] || { echo "$suite has no DPDK" >&2; exit 1; }
+foreign_unpack "$folder" dpdk-dev "librte-bus-vdev$abi" "librte-mempool-ring$abi" "librte-net-vhost$abi" "librte-net-virtio$abi"
 
 tree=$folder/tree
 libraries=$tree/usr/lib/x86_64-linux-gnu

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use crate::fault::Fault;
@@ -39,6 +40,8 @@ pub struct Bus {
     lose_interrupts: bool,
     raised: u64,
     master: bool,
+    /// Mappings that lie side by side are one.
+    joined: bool,
     bits: u32,
     faults: Vec<Fault>,
     /// The other end of its link.
@@ -54,6 +57,7 @@ impl Bus {
             lose_interrupts: false,
             raised: 0,
             master: false,
+            joined: false,
             bits,
             faults: Vec::new(),
             wire: Wire::default(),
@@ -87,40 +91,71 @@ impl Bus {
         self.master = master;
     }
 
-    fn find(&mut self, iova: u64, len: usize, write: bool) -> Option<NonNull<u8>> {
+    /// Has mappings that lie side by side count as one, as where an IOMMU brings a buffer page by page. Where a driver maps
+    /// each buffer in one piece, what runs over its end stays a fault.
+    pub fn join_mappings(&mut self) {
+        self.joined = true;
+    }
+
+    /// Where the byte at `iova` is, and how many follow it in its mapping.
+    fn place(&self, iova: u64, write: bool) -> Option<(NonNull<u8>, usize)> {
+        let holds = |m: &&Mapping| iova >= m.iova && iova - m.iova < m.len && (m.writable || !write);
+        let mapping = self.mappings.iter().find(holds)?;
+        let at = iova - mapping.iova;
+        // SAFETY: the byte is inside the mapping.
+        Some((unsafe { mapping.ptr.add(at as usize) }, (mapping.len - at) as usize))
+    }
+
+    /// Calls `each` with the places of a range and which of its bytes these are; `false` where that is a fault.
+    fn dma(
+        &mut self,
+        iova: u64,
+        len: usize,
+        write: bool,
+        mut each: impl FnMut(NonNull<u8>, Range<usize>),
+    ) -> bool {
         if !self.master {
             self.fault(Fault::NoBusMaster);
-            return None;
+            return false;
         }
-        let len = len as u64;
-        if iova.checked_add(len.saturating_sub(1)).is_none_or(|last| self.bits < 64 && last >> self.bits != 0)
+        if iova
+            .checked_add((len as u64).saturating_sub(1))
+            .is_none_or(|last| self.bits < 64 && last >> self.bits != 0)
         {
             self.fault(Fault::Width { iova, bits: self.bits });
-            return None;
+            return false;
         }
-        let holds = |m: &&Mapping| {
-            iova >= m.iova
-                && iova - m.iova <= m.len
-                && len <= m.len - (iova - m.iova)
-                && (m.writable || !write)
-        };
-        match self.mappings.iter().find(holds) {
-            // SAFETY: the byte is inside the mapping.
-            Some(mapping) => Some(unsafe { mapping.ptr.add((iova - mapping.iova) as usize) }),
-            None => {
-                self.fault(Fault::Dma { iova, len, write });
-                None
+        let mut done = 0;
+        loop {
+            let left = len - done;
+            match self.place(iova + done as u64, write) {
+                Some((place, room)) if room >= left || self.joined => {
+                    let part = room.min(left);
+                    each(place, done..done + part);
+                    done += part;
+                }
+                _ => {
+                    self.fault(Fault::Dma { iova, len: len as u64, write });
+                    return false;
+                }
+            }
+            if done == len {
+                return true;
             }
         }
     }
 
     /// Reads memory by DMA; `false`, and zeros, where that is a fault.
     pub fn dma_read(&mut self, iova: u64, bytes: &mut [u8]) -> bool {
-        bytes.fill(0);
-        let Some(ptr) = self.find(iova, bytes.len(), false) else { return false };
-        // SAFETY: the range is mapped, as was just found; foreign memory is only copied.
-        unsafe { std::ptr::copy_nonoverlapping(ptr.as_ptr(), bytes.as_mut_ptr(), bytes.len()) };
-        true
+        let complete = self.dma(iova, bytes.len(), false, |place, range| {
+            let part = &mut bytes[range];
+            // SAFETY: the range is mapped, as was just found; foreign memory is only copied.
+            unsafe { std::ptr::copy_nonoverlapping(place.as_ptr(), part.as_mut_ptr(), part.len()) };
+        });
+        if !complete {
+            bytes.fill(0);
+        }
+        complete
     }
 
     /// Reads `len` bytes by DMA.
@@ -132,23 +167,24 @@ impl Bus {
 
     /// Writes memory by DMA, in front of every write that follows; `false` where that is a fault.
     pub fn dma_write(&mut self, iova: u64, bytes: &[u8]) -> bool {
-        let Some(ptr) = self.find(iova, bytes.len(), true) else { return false };
         std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
-        let aligned = |size: usize| bytes.len() == size && (ptr.as_ptr() as usize).is_multiple_of(size);
-        // Words are written whole, as a device does: the driver looks at them all the time.
-        // SAFETY: the range is mapped, as was just found; foreign memory is only copied.
-        unsafe {
-            match bytes.len() {
-                8 if aligned(8) => {
-                    ptr.cast().write_volatile(u64::from_ne_bytes(bytes.try_into().unwrap_or_default()));
+        self.dma(iova, bytes.len(), true, |place, range| {
+            let part = &bytes[range];
+            let aligned = |size: usize| part.len() == size && (place.as_ptr() as usize).is_multiple_of(size);
+            // Words are written whole, as a device does: the driver looks at them all the time.
+            // SAFETY: the range is mapped, as was just found; foreign memory is only copied.
+            unsafe {
+                match part.len() {
+                    8 if aligned(8) => {
+                        place.cast().write_volatile(u64::from_ne_bytes(part.try_into().unwrap_or_default()));
+                    }
+                    4 if aligned(4) => {
+                        place.cast().write_volatile(u32::from_ne_bytes(part.try_into().unwrap_or_default()));
+                    }
+                    _ => std::ptr::copy_nonoverlapping(part.as_ptr(), place.as_ptr(), part.len()),
                 }
-                4 if aligned(4) => {
-                    ptr.cast().write_volatile(u32::from_ne_bytes(bytes.try_into().unwrap_or_default()));
-                }
-                _ => std::ptr::copy_nonoverlapping(bytes.as_ptr(), ptr.as_ptr(), bytes.len()),
             }
-        }
-        true
+        })
     }
 
     /// Something was done that must not be done.
@@ -201,5 +237,33 @@ impl Bus {
     /// Interrupts raised so far.
     pub fn raised(&self) -> u64 {
         self.raised
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_side_by_side_are_one_where_that_was_said() {
+        let mut memory = [[1u8; 16], [2; 16]];
+        let [first, second] = memory.each_mut().map(|part| NonNull::new(part.as_mut_ptr()).unwrap());
+        let mut bus = Bus::new(1, 64);
+        bus.set_master(true);
+        // SAFETY: the array outlives the bus, and is used through it only.
+        unsafe {
+            bus.map(0x1000, 16, second, true);
+            bus.map(0x0ff0, 16, first, true);
+        }
+        let mut bytes = [9; 4];
+        assert!(!bus.dma_read(0xffe, &mut bytes));
+        assert_eq!((bytes, bus.take_faults().len()), ([0; 4], 1));
+        bus.join_mappings();
+        assert!(bus.dma_read(0xffe, &mut bytes));
+        assert_eq!(bytes, [1, 1, 2, 2]);
+        assert!(bus.dma_write(0xffe, &[7; 4]));
+        assert_eq!(bus.dma_get(0xffd, 6), [1, 7, 7, 7, 7, 2]);
+        assert!(!bus.dma_write(0x100e, &[7; 4]), "past the end of both");
+        assert_eq!(bus.take_faults(), [Fault::Dma { iova: 0x100e, len: 4, write: true }]);
     }
 }

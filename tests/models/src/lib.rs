@@ -17,9 +17,12 @@ pub mod exam;
 pub mod fault;
 pub mod igbvf;
 pub mod in_process;
+pub mod ixgbevf;
 pub mod model;
 pub mod packets;
 pub mod rate;
+pub mod rss;
+pub mod served;
 pub mod wire;
 pub mod work;
 

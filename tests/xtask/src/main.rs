@@ -84,7 +84,7 @@ impl Context {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
-        Task::Setup => sets::setup(&Context::new(None)).map(|()| true),
+        Task::Setup => sets::setup(&Context::new(None), true).map(|()| true),
         Task::Test { list: true, scenario, .. } => sets::list(&Context::new(scenario)).map(|()| true),
         Task::Test { only, scenario, .. } => {
             select(SETS, &only).and_then(|sets| run(&Context::new(scenario), sets))
@@ -122,7 +122,7 @@ fn run(context: &Context, sets: Vec<&Set>) -> anyhow::Result<bool> {
     let builds = sets.iter().any(|set| set.builds);
     let scenarios = sets.iter().any(|set| sets::has_scenarios(set.name));
     if builds || scenarios {
-        sets::setup(context)?;
+        sets::setup(context, sets.iter().any(|set| sets::has_models(set.name)))?;
     }
     if scenarios && !builds {
         sets::build_binaries(context)?;

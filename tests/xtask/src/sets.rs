@@ -67,6 +67,13 @@ pub const SETS: &[Set] = &[
         builds: false,
         run: lab,
     },
+    Set {
+        name: "models",
+        about: "our models of NICs, driven by Linux's own drivers",
+        budget: minutes(3),
+        builds: false,
+        run: models,
+    },
 ];
 
 /// What `cargo xtask nightly` runs.
@@ -107,6 +114,13 @@ pub const NIGHTLY: &[Set] = &[
         run: mutants::run,
     },
     Set { name: "nightly-lab", about: "long lab jobs", budget: minutes(60), builds: false, run: nightly_lab },
+    Set {
+        name: "nightly-models",
+        about: "the same models as other parts and with other firmware",
+        budget: minutes(15),
+        builds: false,
+        run: nightly_models,
+    },
 ];
 
 /// What needs no network once the crates are here.
@@ -132,12 +146,13 @@ const fn minutes(n: u64) -> Duration {
     Duration::from_secs(n * 60)
 }
 
-/// Installs what the sets need. Quick when nothing is missing.
-pub fn setup(context: &Context) -> Result<()> {
+/// Installs what the sets need; `models` says whether machines with models are among it, which take another QEMU. Quick
+/// when nothing is missing.
+pub fn setup(context: &Context, models: bool) -> Result<()> {
     packages::install()?;
     // It returns at once when there is nothing to do, and says what is missing when it cannot.
     tools::logged(
-        Command::new(context.root.join("tests/lab/lab")).arg("setup"),
+        Command::new(context.root.join("tests/lab/lab")).arg(if models { "setup-model" } else { "setup" }),
         &context.logs("setup").join("lab.log"),
     )
 }
@@ -175,9 +190,11 @@ fn scenario_folder(set: &str) -> Option<(&'static str, bool)> {
         "interop" => Some(("tests/interop", false)),
         "vm" => Some(("tests/vm", false)),
         "lab" => Some(("tests/lab/jobs", false)),
+        "models" => Some(("tests/kernel", false)),
         "nightly-interop" => Some(("tests/interop", true)),
         "nightly-vm" => Some(("tests/vm", true)),
         "nightly-lab" => Some(("tests/lab/jobs", true)),
+        "nightly-models" => Some(("tests/kernel", true)),
         _ => None,
     }
 }
@@ -185,6 +202,11 @@ fn scenario_folder(set: &str) -> Option<(&'static str, bool)> {
 /// Whether a set runs scenarios, which need packages and the release binaries.
 pub fn has_scenarios(set: &str) -> bool {
     scenario_folder(set).is_some()
+}
+
+/// Whether a set boots machines with models of NICs.
+pub fn has_models(set: &str) -> bool {
+    set.ends_with("models")
 }
 
 /// The scenarios of a set that were asked for.
@@ -349,6 +371,14 @@ fn lab(context: &Context) -> Result<Failures> {
 
 fn nightly_lab(context: &Context) -> Result<Failures> {
     in_the_lab(context, "nightly-lab")
+}
+
+fn models(context: &Context) -> Result<Failures> {
+    in_the_lab(context, "models")
+}
+
+fn nightly_models(context: &Context) -> Result<Failures> {
+    in_the_lab(context, "nightly-models")
 }
 
 /// What a Linux kernel says when one of its CPUs no longer schedules.
