@@ -259,6 +259,7 @@ macro_rules! transmit_kinds {
     ($($(#[$doc:meta])* $variant:ident($ty:ty),)*) => {
         /// A transmit queue of any device: the kind is decided once a burst.
         #[derive(Debug)]
+        #[allow(clippy::large_enum_variant, reason = "a lane keeps its queue in place, and looks into it without an indirection")]
         pub enum Transmit {
             $($(#[$doc])* $variant($ty),)*
             /// Any other device, reached through one indirect call a burst.
@@ -297,6 +298,7 @@ macro_rules! receive_kinds {
     ($($(#[$doc:meta])* $variant:ident($ty:ty),)*) => {
         /// A receive queue of any device: the kind is decided once a burst.
         #[derive(Debug)]
+        #[allow(clippy::large_enum_variant, reason = "a lane keeps its queue in place, and looks into it without an indirection")]
         pub enum Receive {
             $($(#[$doc])* $variant($ty),)*
             /// Any other device, reached through one indirect call a burst.
@@ -336,8 +338,8 @@ transmit_kinds! {
     Packet(crate::software::packet::PacketTransmit),
     /// Records into a capture file.
     Pcap(crate::software::pcap::PcapTransmit),
-    /// Sends through an 82576 or I350 VF.
-    Igbvf(crate::igbvf::IgbvfTransmit),
+    /// Sends through an 82576, I350, 82599, X540 or X550 VF.
+    Intel(crate::intel::IntelTransmit),
 }
 
 receive_kinds! {
@@ -349,6 +351,6 @@ receive_kinds! {
     Packet(crate::software::packet::PacketReceive),
     /// Plays a capture file.
     Pcap(crate::software::pcap::PcapReceive),
-    /// Receives from an 82576 or I350 VF.
-    Igbvf(crate::igbvf::IgbvfReceive),
+    /// Receives from an 82576, I350, 82599, X540 or X550 VF.
+    Intel(crate::intel::IntelReceive),
 }

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::mailbox::Patience;
 use super::registers::*;
-use crate::intel::mailbox::{ACK, CLEAR_TO_SEND, Message, NACK, WORDS, verb};
+use crate::intel::family::ring;
+use crate::intel::mailbox::{Patience, bit};
+use crate::intel::message::{ACK, CLEAR_TO_SEND, Message, NACK, WORDS, verb};
 use crate::mac::MacAddress;
 use crate::registers::{ALL_ONES, Registers};
 
@@ -21,6 +22,10 @@ pub(crate) struct Pf {
     pub mac: MacAddress,
     /// The PF knows no MAC address for this VF.
     pub no_mac: bool,
+    /// The PF refuses other addresses.
+    pub keeps_mac: bool,
+    /// The PF refuses this VLAN.
+    pub refused_vlan: u32,
     /// The PF does not answer.
     pub silent: bool,
     /// Registers read as ones.
@@ -50,10 +55,12 @@ impl Double {
             words: [0; WORDS],
             mac: MacAddress([0x52, 0x54, 0, 0, 0, 0x10]),
             no_mac: false,
+            keeps_mac: false,
+            refused_vlan: u32::MAX,
             silent: false,
             gone: false,
             ping_first: false,
-            longest: LONGEST_FRAME,
+            longest: RINGS.longest_frame,
             unicast_promiscuous: false,
             multicast_promiscuous: true,
             heard: Vec::new(),
@@ -85,7 +92,7 @@ impl Double {
     pub fn say(&self, word: u32) {
         self.set(|pf| {
             pf.words[0] = word;
-            pf.control |= MAILBOX_PFSTS;
+            pf.control |= bit::PFSTS;
         });
     }
 
@@ -105,10 +112,10 @@ impl Double {
 impl Pf {
     fn answer(&mut self) {
         self.heard.push(self.words);
-        self.control |= MAILBOX_PFACK;
+        self.control |= bit::PFACK;
         if std::mem::take(&mut self.ping_first) {
             self.words[0] = 0x0100 | CLEAR_TO_SEND;
-            self.control |= MAILBOX_PFSTS;
+            self.control |= bit::PFSTS;
             return;
         }
         let word = self.words[0];
@@ -118,6 +125,8 @@ impl Pf {
                 self.words[2] = (self.mac.to_u64() >> 32) as u32;
                 !self.no_mac
             }
+            verb::SET_MAC => !self.keeps_mac,
+            verb::SET_VLAN => self.words[1] != self.refused_vlan,
             verb::SET_LONGEST_FRAME => self.words[1] <= self.longest,
             verb::SET_PROMISCUOUS => {
                 (word & 1 << 16 == 0 || self.unicast_promiscuous)
@@ -126,16 +135,16 @@ impl Pf {
             _ => true,
         };
         self.words[0] = word | CLEAR_TO_SEND | if granted { ACK } else { NACK };
-        self.control |= MAILBOX_PFSTS;
+        self.control |= bit::PFSTS;
     }
 
     fn mailbox(&mut self, value: u32) {
-        self.control = self.control & !MAILBOX_VFU | value & MAILBOX_VFU;
-        if value & MAILBOX_REQ != 0 && !self.silent {
+        self.control = self.control & !bit::VFU | value & bit::VFU;
+        if value & bit::REQ != 0 && !self.silent {
             self.answer();
         }
         // Once the ping has been read, the answer follows.
-        if value & MAILBOX_ACK != 0
+        if value & bit::ACK != 0
             && self.words[0] == 0x0100 | CLEAR_TO_SEND
             && let Some(last) = self.heard.pop()
         {
@@ -145,6 +154,9 @@ impl Pf {
     }
 }
 
+const V2PMAILBOX: u32 = MAILBOX.control;
+const VMBMEM: u32 = MAILBOX.words;
+
 impl Registers for Double {
     fn read(&self, offset: u32) -> u32 {
         self.reads.fetch_add(1, Ordering::Relaxed);
@@ -153,7 +165,7 @@ impl Registers for Double {
             _ if pf.gone => ALL_ONES,
             V2PMAILBOX => {
                 let value = pf.control;
-                pf.control &= !MAILBOX_CLEARED_BY_READ;
+                pf.control &= !bit::CLEARED_BY_READ;
                 value
             }
             _ if (VMBMEM..VMBMEM + 64).contains(&offset) => pf.words[(offset - VMBMEM) as usize / 4],
@@ -168,8 +180,10 @@ impl Registers for Double {
             V2PMAILBOX => pf.mailbox(value),
             _ if (VMBMEM..VMBMEM + 64).contains(&offset) => pf.words[(offset - VMBMEM) as usize / 4] = value,
             CTRL if value & CTRL_RST != 0 => {
-                pf.registers.remove(&RXDCTL);
-                pf.registers.remove(&TXDCTL);
+                for queue in 0..2 {
+                    pf.registers.remove(&RINGS.receive_at(queue, ring::CONTROL));
+                    pf.registers.remove(&RINGS.transmit_at(queue, ring::CONTROL));
+                }
             }
             _ => {
                 pf.registers.insert(offset, value);

@@ -3,9 +3,11 @@
 use std::thread;
 use std::time::Duration;
 
-use super::mailbox::{Mailbox, MailboxError};
 use super::registers::*;
-use crate::intel::mailbox::{self as words, Answer, MAX_HASHES, multicast_hash, verb};
+use crate::intel::family::FCS;
+use crate::intel::groups::group_hashes;
+use crate::intel::mailbox::{Mailbox, MailboxError};
+use crate::intel::message::{self as words, Answer, verb};
 use crate::mac::MacAddress;
 use crate::registers::{ALL_ONES, Registers};
 
@@ -15,17 +17,22 @@ const AFTER_RESET: Duration = Duration::from_millis(10);
 const USUAL_FRAME: u32 = 1518;
 
 /// What the PF granted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The VF's address.
     pub mac: MacAddress,
+    /// An address that was wanted and refused.
+    pub refused_mac: Option<MacAddress>,
+    /// VLANs that were wanted and refused.
+    pub refused_vlans: Vec<u16>,
     /// Whether the PF had none for it and `mac` was drawn by lot.
     pub random_mac: bool,
     /// Longest frame in bytes, without FCS.
     pub max_frame: u32,
     /// Whether frames for other stations arrive.
     pub unicast_promiscuous: bool,
-    /// Whether frames for all groups arrive, not only for those of [`groups`].
+    /// Whether frames for all groups arrive, not only for those of
+    /// [`groups`](crate::intel::groups::groups).
     pub multicast_promiscuous: bool,
 }
 
@@ -44,20 +51,26 @@ impl From<MailboxError> for Disagreement {
     }
 }
 
-/// What the driver brings along.
+/// What is wanted of the PF.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Wishes {
+pub struct Wanted<'a> {
+    /// The address to take.
+    pub mac: Option<MacAddress>,
     /// The random address of an earlier hand-shake, which is kept.
     pub random_mac: Option<MacAddress>,
-    /// Receive groups by hash although the PF would grant them all: see [`groups`].
+    /// VLANs whose tagged frames are to pass.
+    pub vlans: &'a [u16],
+    /// Receive groups by hash although the PF would grant them all: see [`groups`](crate::intel::groups::groups).
     pub hashed_groups: bool,
+    /// Longest frame of the port in bytes, with FCS.
+    pub longest_frame: u32,
 }
 
 /// Resets the VF and shakes hands with the PF.
 pub fn shake(
     registers: &dyn Registers,
     mailbox: &mut Mailbox,
-    wishes: Wishes,
+    wanted: &Wanted<'_>,
 ) -> Result<Grant, Disagreement> {
     let control = registers.read(CTRL);
     if control == ALL_ONES {
@@ -68,11 +81,17 @@ pub fn shake(
     thread::sleep(AFTER_RESET.min(mailbox.patience().interval * mailbox.patience().looks));
     registers.write(EIMC, ALL_ONES);
 
-    let (mac, random_mac) = address(mailbox, wishes.random_mac)?;
-    let max_frame = longest_frame(mailbox)?;
+    let (mac, random_mac) = address(mailbox, wanted)?;
+    let max_frame = longest_frame(mailbox, wanted.longest_frame)?;
+    let mut refused_vlans = Vec::new();
+    for &vlan in wanted.vlans {
+        if mailbox.ask(verb::SET_VLAN, &words::add_vlan(vlan))?.0 == Answer::Refused {
+            refused_vlans.push(vlan);
+        }
+    }
     let hashes = group_hashes(mac);
     mailbox.ask(verb::SET_MULTICAST, &words::multicast(&hashes))?;
-    let multicast = !wishes.hashed_groups;
+    let multicast = !wanted.hashed_groups;
     let mut granted = (true, multicast);
     // A PF that refuses one mode refuses the message, so the lesser wish is a message of its own.
     if promiscuous(mailbox, true, multicast)? == Answer::Refused {
@@ -80,24 +99,40 @@ pub fn shake(
         granted.1 = multicast && promiscuous(mailbox, false, true)? == Answer::Granted;
     }
     let (unicast_promiscuous, multicast_promiscuous) = granted;
-    Ok(Grant { mac, random_mac, max_frame, unicast_promiscuous, multicast_promiscuous })
+    let refused_mac = wanted.mac.filter(|wished| *wished != mac);
+    Ok(Grant {
+        mac,
+        refused_mac,
+        refused_vlans,
+        random_mac,
+        max_frame,
+        unicast_promiscuous,
+        multicast_promiscuous,
+    })
 }
 
-fn address(mailbox: &mut Mailbox, earlier: Option<MacAddress>) -> Result<(MacAddress, bool), Disagreement> {
+/// The VF's address, and whether it was drawn by lot: what is wanted, else what the PF gives.
+fn address(mailbox: &mut Mailbox, wanted: &Wanted<'_>) -> Result<(MacAddress, bool), Disagreement> {
     let (answer, reply) = mailbox.ask(verb::RESET, &words::plain(verb::RESET))?;
     let given = words::mac_of(&reply);
-    if answer == Answer::Granted && given.is_valid_unicast() {
+    let given = (answer == Answer::Granted && given.is_valid_unicast()).then_some(given);
+    let mut take = |mac| {
+        Ok::<bool, MailboxError>(mailbox.ask(verb::SET_MAC, &words::set_mac(mac))?.0 == Answer::Granted)
+    };
+    if let Some(wished) = wanted.mac
+        && (given == Some(wished) || take(wished)?)
+    {
+        return Ok((wished, false));
+    }
+    if let Some(given) = given {
         return Ok((given, false));
     }
-    let mac = earlier.unwrap_or_else(MacAddress::random);
-    match mailbox.ask(verb::SET_MAC, &words::set_mac(mac))? {
-        (Answer::Granted, _) => Ok((mac, true)),
-        (Answer::Refused, _) => Err(Disagreement::MacRefused(mac)),
-    }
+    let mac = wanted.random_mac.unwrap_or_else(MacAddress::random);
+    if take(mac)? { Ok((mac, true)) } else { Err(Disagreement::MacRefused(mac)) }
 }
 
-fn longest_frame(mailbox: &mut Mailbox) -> Result<u32, MailboxError> {
-    for longest in [LONGEST_FRAME, USUAL_FRAME + FCS] {
+fn longest_frame(mailbox: &mut Mailbox, longest: u32) -> Result<u32, MailboxError> {
+    for longest in [longest, USUAL_FRAME + FCS] {
         if mailbox.ask(verb::SET_LONGEST_FRAME, &words::longest_frame(longest))?.0 == Answer::Granted {
             return Ok(longest - FCS);
         }
@@ -111,48 +146,17 @@ fn promiscuous(mailbox: &mut Mailbox, unicast: bool, multicast: bool) -> Result<
     Ok(mailbox.ask(message[0] & 0xffff, &message)?.0)
 }
 
-/// Groups to receive where the PF does not grant all of them. IPv6 finds its neighbours through groups that are made
-/// of the last three bytes of the sought address (RFC 4291 §2.7.1); here are those of addresses made of the VF's MAC,
-/// and of the low numbers that people give to hosts.
-pub fn groups(mac: MacAddress) -> impl Iterator<Item = MacAddress> {
-    let solicited = |low: [u8; 3]| MacAddress([0x33, 0x33, 0xff, low[0], low[1], low[2]]);
-    let named = [
-        // All nodes, all routers, MLDv2 routers, mDNS, DHCPv6 relays, LLMNR.
-        MacAddress([0x33, 0x33, 0, 0, 0, 0x01]),
-        MacAddress([0x33, 0x33, 0, 0, 0, 0x02]),
-        MacAddress([0x33, 0x33, 0, 0, 0, 0x16]),
-        MacAddress([0x33, 0x33, 0, 0, 0, 0xfb]),
-        MacAddress([0x33, 0x33, 0, 1, 0, 2]),
-        MacAddress([0x33, 0x33, 0, 1, 0, 3]),
-        // All hosts, IGMPv3 routers, mDNS.
-        MacAddress([0x01, 0x00, 0x5e, 0, 0, 0x01]),
-        MacAddress([0x01, 0x00, 0x5e, 0, 0, 0x16]),
-        MacAddress([0x01, 0x00, 0x5e, 0, 0, 0xfb]),
-        solicited([mac.0[3], mac.0[4], mac.0[5]]),
-    ];
-    named.into_iter().chain((1..=u8::MAX).map(move |host| solicited([0, 0, host])))
-}
-
-/// Hashes of the first of [`groups`], as many different ones as one message holds.
-fn group_hashes(mac: MacAddress) -> Vec<u16> {
-    let mut hashes = Vec::with_capacity(MAX_HASHES);
-    for hash in groups(mac).map(multicast_hash) {
-        if hashes.len() < MAX_HASHES && !hashes.contains(&hash) {
-            hashes.push(hash);
-        }
-    }
-    hashes
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::double::{Double, IMPATIENT};
     use super::*;
+    use crate::intel::mailbox::bit::RSTI;
+    use crate::intel::message::multicast_hash;
     use std::sync::Arc;
 
-    fn agree(double: &Arc<Double>, wishes: Wishes) -> Result<Grant, Disagreement> {
-        let mut mailbox = Mailbox::new(Arc::clone(double) as Arc<dyn Registers>, IMPATIENT);
-        shake(&**double, &mut mailbox, wishes)
+    fn agree(double: &Arc<Double>, wanted: Wanted<'_>) -> Result<Grant, Disagreement> {
+        let mut mailbox = Mailbox::new(Arc::clone(double) as Arc<dyn Registers>, MAILBOX, IMPATIENT);
+        shake(&**double, &mut mailbox, &Wanted { longest_frame: RINGS_82576.longest_frame, ..wanted })
     }
 
     #[test]
@@ -161,19 +165,21 @@ mod tests {
         double.set(|pf| pf.unicast_promiscuous = true);
         let agreed = Grant {
             mac: double.mac(),
+            refused_mac: None,
+            refused_vlans: Vec::new(),
             random_mac: false,
             max_frame: 9724,
             unicast_promiscuous: true,
             multicast_promiscuous: true,
         };
-        assert_eq!(agree(&double, Wishes::default()), Ok(agreed));
+        assert_eq!(agree(&double, Wanted::default()), Ok(agreed));
         assert!(double.heard(verb::SET_MAC).is_empty());
     }
 
     #[test]
     fn a_pf_that_refuses_unicast_promiscuous_mode_still_gives_all_groups() {
         let double = Double::new();
-        let agreed = agree(&double, Wishes::default()).unwrap();
+        let agreed = agree(&double, Wanted::default()).unwrap();
         assert_eq!((agreed.unicast_promiscuous, agreed.multicast_promiscuous), (false, true));
         let modes: Vec<u32> =
             double.heard(verb::SET_PROMISCUOUS).iter().map(|message| message[0] >> 16).collect();
@@ -184,7 +190,7 @@ mod tests {
     fn a_pf_that_refuses_everything_gets_the_groups_by_hash() {
         let double = Double::new();
         double.set(|pf| (pf.multicast_promiscuous, pf.longest) = (false, 0));
-        let agreed = agree(&double, Wishes::default()).unwrap();
+        let agreed = agree(&double, Wanted::default()).unwrap();
         assert_eq!((agreed.multicast_promiscuous, agreed.max_frame), (false, USUAL_FRAME));
         let message = double.heard(verb::SET_MULTICAST)[0];
         assert_eq!(message[0], 0x001e_0003);
@@ -203,7 +209,7 @@ mod tests {
     #[test]
     fn groups_by_hash_when_wished() {
         let double = Double::new();
-        let agreed = agree(&double, Wishes { hashed_groups: true, ..Wishes::default() }).unwrap();
+        let agreed = agree(&double, Wanted { hashed_groups: true, ..Wanted::default() }).unwrap();
         assert!(!agreed.multicast_promiscuous);
         assert!(double.heard(verb::SET_PROMISCUOUS).iter().all(|message| message[0] >> 16 & 2 == 0));
     }
@@ -212,22 +218,48 @@ mod tests {
     fn without_an_address_one_is_drawn_and_kept() {
         let double = Double::new();
         double.set(|pf| pf.no_mac = true);
-        let first = agree(&double, Wishes::default()).unwrap();
+        let first = agree(&double, Wanted::default()).unwrap();
         assert!(first.random_mac && first.mac.is_valid_unicast() && first.mac.0[0] & 2 != 0);
         assert_eq!(words::mac_of(&double.heard(verb::SET_MAC)[0]), first.mac);
-        let wishes = Wishes { random_mac: Some(first.mac), ..Wishes::default() };
-        assert_eq!(agree(&double, wishes).unwrap().mac, first.mac);
-        assert_ne!(agree(&double, Wishes::default()).unwrap().mac, first.mac);
+        let wanted = Wanted { random_mac: Some(first.mac), ..Wanted::default() };
+        assert_eq!(agree(&double, wanted).unwrap().mac, first.mac);
+        assert_ne!(agree(&double, Wanted::default()).unwrap().mac, first.mac);
+    }
+
+    #[test]
+    fn an_address_that_is_wanted_is_asked_for_and_one_that_is_refused_is_told() {
+        let double = Double::new();
+        let wished = MacAddress([0x52, 0x54, 0, 0, 0, 0x77]);
+        let wanted = Wanted { mac: Some(wished), ..Wanted::default() };
+        let agreed = agree(&double, wanted).unwrap();
+        assert_eq!((agreed.mac, agreed.refused_mac, agreed.random_mac), (wished, None, false));
+        double.set(|pf| pf.keeps_mac = true);
+        let agreed = agree(&double, wanted).unwrap();
+        assert_eq!((agreed.mac, agreed.refused_mac), (double.mac(), Some(wished)));
+        let own = Wanted { mac: Some(double.mac()), ..Wanted::default() };
+        assert_eq!(agree(&double, own).unwrap().refused_mac, None, "it has it already");
+        double.set(|pf| pf.no_mac = true);
+        assert!(matches!(agree(&double, wanted), Err(Disagreement::MacRefused(_))));
+    }
+
+    #[test]
+    fn vlans_are_asked_for_one_by_one() {
+        let double = Double::new();
+        double.set(|pf| pf.refused_vlan = 8);
+        let agreed = agree(&double, Wanted { vlans: &[7, 8, 4094], ..Wanted::default() }).unwrap();
+        let asked: Vec<_> =
+            double.heard(verb::SET_VLAN).iter().map(|message| (message[0] >> 16, message[1])).collect();
+        assert_eq!((asked, agreed.refused_vlans), (vec![(1, 7), (1, 8), (1, 4094)], vec![8]));
     }
 
     #[test]
     fn pf_problems_are_told_apart() {
         let double = Double::new();
         double.set(|pf| pf.silent = true);
-        assert_eq!(agree(&double, Wishes::default()), Err(MailboxError::Silent.into()));
-        double.set(|pf| pf.control |= MAILBOX_RSTI);
-        assert_eq!(agree(&double, Wishes::default()), Err(MailboxError::PfInReset.into()));
+        assert_eq!(agree(&double, Wanted::default()), Err(MailboxError::Silent.into()));
+        double.set(|pf| pf.control |= RSTI);
+        assert_eq!(agree(&double, Wanted::default()), Err(MailboxError::PfInReset.into()));
         double.set(|pf| pf.gone = true);
-        assert_eq!(agree(&double, Wishes::default()), Err(MailboxError::Gone.into()));
+        assert_eq!(agree(&double, Wanted::default()), Err(MailboxError::Gone.into()));
     }
 }

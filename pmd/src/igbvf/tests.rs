@@ -6,10 +6,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use super::double::{Double, IMPATIENT};
 use super::*;
 use crate::device::Device;
-use crate::intel::mailbox::CLEAR_TO_SEND;
+use crate::intel::family::{ENABLE as DCTL_ENABLE, ring};
+use crate::intel::mailbox::bit;
+use crate::intel::message::CLEAR_TO_SEND;
 use crate::mac::MacAddress;
 use crate::memory::DmaAccess;
 use crate::memory::dma::tests::FakeMap;
+
+const SRRCTL: u32 = RINGS.receive_at(0, RINGS.srrctl);
+const RXDCTL: u32 = RINGS.receive_at(0, ring::CONTROL);
+const RDT: u32 = RINGS.receive_at(0, ring::TAIL);
 
 #[derive(Debug)]
 struct Function {
@@ -82,7 +88,8 @@ fn open(double: &Arc<Double>) -> Result<(Vf<Igbvf>, Arc<Function>), DeviceError>
         shares: AtomicBool::default(),
     });
     let place = Place { address: "0000:01:10.0".parse().unwrap(), pf: Some(("eth2".to_owned(), 3)) };
-    let setup = Setup { place, patience: IMPATIENT, hashed_groups: false };
+    let setup =
+        Setup { place, ids: IDS_82576, wishes: Wishes::default(), patience: IMPATIENT, hashed_groups: false };
     let device = Igbvf::open(Arc::clone(&function) as Arc<dyn PciFunction>, setup)?;
     Ok((device, function))
 }
@@ -140,7 +147,7 @@ fn a_reset_of_the_pf_is_told_once_and_start_fails_until_it_is_back() {
     let (mut device, _) = open(&double).unwrap();
     let queues = device.start().unwrap();
     device.service();
-    double.set(|pf| pf.control |= MAILBOX_RSTI);
+    double.set(|pf| pf.control |= bit::RSTI);
     let events = device.service();
     assert!(matches!(events[0], DeviceEvent::ResetNeeded { .. }), "{events:?}");
     assert_eq!(events[1..], [DeviceEvent::Link(Link::Down)]);
@@ -149,7 +156,7 @@ fn a_reset_of_the_pf_is_told_once_and_start_fails_until_it_is_back() {
     let error = device.start().unwrap_err();
     assert!(matches!(&error, DeviceError::NotReady(text) if text.contains("ip link set eth2 up")), "{error}");
     double.set(|pf| {
-        pf.control = MAILBOX_RSTD;
+        pf.control = bit::RSTD;
         pf.mac = MacAddress([0x52, 0x54, 0, 0, 0, 0x99]);
     });
     let queues = device.start().unwrap();
@@ -224,4 +231,56 @@ fn what_cannot_be_quieted_is_kept_from_the_bus() {
     double.set(|pf| pf.gone = true);
     device.stop(queues);
     assert!(!function.master.load(Ordering::Relaxed));
+}
+
+fn open_with(double: &Arc<Double>, ids: Ids, wishes: Wishes) -> Vf<Igbvf> {
+    let place = Place { address: "0000:01:10.0".parse().unwrap(), pf: Some(("eth2".to_owned(), 3)) };
+    let setup = Setup { place, ids, wishes, patience: IMPATIENT, hashed_groups: false };
+    let function = Arc::new(Function {
+        double: Arc::clone(double),
+        map: FakeMap::default(),
+        removal: AtomicBool::default(),
+        resets: AtomicUsize::default(),
+        master: AtomicBool::default(),
+        stubborn: AtomicBool::default(),
+        shares: AtomicBool::default(),
+    });
+    Igbvf::open(function as Arc<dyn PciFunction>, setup).unwrap()
+}
+
+fn notice(device: &mut Vf<Igbvf>, text: &str) -> bool {
+    device.service().iter().any(|event| matches!(event, DeviceEvent::Notice(notice) if notice.contains(text)))
+}
+
+#[test]
+fn the_82576_has_two_queue_pairs_and_the_i350_one() {
+    let double = Double::new();
+    double.set(|pf| pf.unicast_promiscuous = true);
+    let wishes = |pairs: u16| Wishes { queue_pairs: pairs.try_into().unwrap(), ..Wishes::default() };
+    for (ids, wished, got, told) in [
+        (IDS_82576, 1, 1, false),
+        (IDS_82576, 2, 2, false),
+        (IDS_82576, 3, 2, true),
+        (IDS_I350, 1, 1, false),
+        (IDS_I350, 2, 1, true),
+    ] {
+        let mut device = open_with(&double, ids, wishes(wished));
+        let queues = device.start().unwrap();
+        assert_eq!((queues.receive.len(), queues.transmit.len()), (got, got), "{ids} {wished}");
+        assert_eq!(notice(&mut device, "fewer than"), told, "{ids} {wished}");
+        assert_eq!(double.peek(RXDCTL + 0x100) & DCTL_ENABLE != 0, got == 2);
+        device.stop(queues);
+        assert_eq!(double.peek(RXDCTL + 0x100) & DCTL_ENABLE, 0);
+    }
+}
+
+#[test]
+fn refused_wishes_are_told_with_their_remedy() {
+    let double = Double::new();
+    double.set(|pf| (pf.keeps_mac, pf.refused_vlan) = (true, 7));
+    let wishes = Wishes { mac: Some(MacAddress([2, 0, 0, 0, 0, 1])), vlans: vec![6, 7], ..Wishes::default() };
+    let mut device = open_with(&double, IDS_82576, wishes.clone());
+    assert_eq!(device.identity().mac, Some(double.mac()));
+    assert!(notice(&mut device, "ip link set eth2 vf 3 mac 02:00:00:00:00:01"));
+    assert!(notice(&mut open_with(&double, IDS_82576, wishes), "VLANs [7]"));
 }

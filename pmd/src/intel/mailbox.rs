@@ -1,147 +1,301 @@
-//! The words that VF and PF exchange through their mailbox: 16 of 32 bits, the first names the message.
+//! The mailbox between VF and PF: who may write, who is told, and the bits that vanish when they are read.
 //!
-//! The verbs are conventions of the drivers, not of the silicon; the values are those of Intel's published base code
-//! (`e1000_mbx.h`).
+//! ```text
+//!  VF                                      PF
+//!  VFU: takes the words, writes them
+//!  REQ (gives the words back) ───────────▶ reads them
+//!                             ◀─────────── PFACK, later PFSTS with the answer in the words
+//!  VFU: takes the words, reads them
+//!  ACK (gives the words back) ───────────▶
+//! ```
 
-use crate::mac::MacAddress;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
-/// Words in the mailbox.
-pub const WORDS: usize = 16;
-/// One message.
-pub type Message = [u32; WORDS];
+use thiserror::Error;
 
-/// Set by the PF: the request was carried out.
-pub const ACK: u32 = 1 << 31;
-/// Set by the PF: the request was refused.
-pub const NACK: u32 = 1 << 30;
-/// Set by the PF while it listens to this VF; a message without it asks for a new hand-shake.
-pub const CLEAR_TO_SEND: u32 = 1 << 29;
-/// Bits that say which message it is.
-const VERB: u32 = 0xffff;
-/// Where a verb keeps its argument.
-const ARGUMENT_SHIFT: u32 = 16;
+use self::bit::*;
+use super::message::{Answer, CLEAR_TO_SEND, Message, WORDS, answer};
+use crate::registers::{ALL_ONES, Registers};
 
-/// Verbs of the VF.
-pub mod verb {
-    /// The VF has reset itself; the answer carries its MAC address.
-    pub const RESET: u32 = 0x01;
-    /// The VF takes a MAC address.
-    pub const SET_MAC: u32 = 0x02;
-    /// Hashes of the multicast groups to receive.
-    pub const SET_MULTICAST: u32 = 0x03;
-    /// Longest frame to receive.
-    pub const SET_LONGEST_FRAME: u32 = 0x05;
-    /// Promiscuous modes.
-    pub const SET_PROMISCUOUS: u32 = 0x06;
+/// Bits of the control register: the same in all families (82576 data sheet, chapter 8.14; 82599 data sheet, VFMAILBOX).
+pub mod bit {
+    /// A message for the PF is ready.
+    pub const REQ: u32 = 1;
+    /// The PF's message has been read.
+    pub const ACK: u32 = 1 << 1;
+    /// The words are the VF's.
+    pub const VFU: u32 = 1 << 2;
+    /// The PF has written a message; cleared when read.
+    pub const PFSTS: u32 = 1 << 4;
+    /// The PF has read our message; cleared when read.
+    pub const PFACK: u32 = 1 << 5;
+    /// The PF is in reset.
+    pub const RSTI: u32 = 1 << 6;
+    /// The PF's reset is over; cleared when read.
+    pub const RSTD: u32 = 1 << 7;
+    /// Bits that vanish when the register is read.
+    pub const CLEARED_BY_READ: u32 = PFSTS | PFACK | RSTD;
 }
 
-/// Most hashes in one [`multicast`] message.
-pub const MAX_HASHES: usize = (WORDS - 1) * 2;
+/// Where a family keeps its mailbox.
+#[derive(Clone, Copy, Debug)]
+pub struct MailboxPlace {
+    /// V2PMAILBOX, VFMAILBOX: its control register.
+    pub control: u32,
+    /// VMBMEM, VFMBMEM: the first of its words.
+    pub words: u32,
+}
 
-/// What the PF said.
+/// How long to wait for the PF.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Time between two looks.
+    pub interval: Duration,
+    /// Looks at a bit that the PF is to set.
+    pub looks: u32,
+}
+
+impl Default for Patience {
+    /// 2000 looks, 500 µs apart: the time that Intel's drivers give the PF.
+    fn default() -> Self {
+        Self { interval: Duration::from_micros(500), looks: 2000 }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum MailboxError {
+    /// The PF did not answer in time.
+    #[error("the PF does not answer")]
+    Silent,
+    /// The PF is in reset, or its interface is down.
+    #[error("the PF is in reset")]
+    PfInReset,
+    /// Registers read as ones.
+    #[error("the device does not answer")]
+    Gone,
+}
+
+/// What the PF said without being asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// Carried out.
-    Granted,
-    /// Refused.
-    Refused,
+pub enum PfNotice {
+    /// Nothing happened.
+    Nothing,
+    /// The PF greeted the VF, which may go on (it does when the link changes).
+    Ping,
+    /// The PF was reset, or has forgotten this VF: a new hand-shake is due.
+    Reset,
+    /// Registers read as ones.
+    Gone,
 }
 
-/// Reads the answer to a message with `verb`; `None` where this is the answer to another one, or no answer.
-pub fn answer(verb: u32, reply: &Message) -> Option<Answer> {
-    if reply[0] & VERB != verb {
-        return None;
+/// The VF's side of the mailbox.
+#[derive(Debug)]
+pub struct Mailbox {
+    registers: Arc<dyn Registers>,
+    place: MailboxPlace,
+    /// Bits that a read has cleared in the register and nobody has asked for yet.
+    seen: u32,
+    patience: Patience,
+    /// After one time-out the PF is not asked again: every further message would cost the full time.
+    silent: bool,
+}
+
+impl Mailbox {
+    /// The mailbox at `place` of these registers.
+    pub fn new(registers: Arc<dyn Registers>, place: MailboxPlace, patience: Patience) -> Self {
+        Self { registers, place, seen: 0, patience, silent: false }
     }
-    match (reply[0] & ACK != 0, reply[0] & NACK != 0) {
-        (true, false) => Some(Answer::Granted),
-        (false, true) => Some(Answer::Refused),
-        _ => None,
+
+    /// How long it waits.
+    pub fn patience(&self) -> Patience {
+        self.patience
+    }
+
+    fn look(&mut self) -> Result<u32, MailboxError> {
+        let value = self.registers.read(self.place.control);
+        if value == ALL_ONES {
+            return Err(MailboxError::Gone);
+        }
+        self.seen |= value & CLEARED_BY_READ;
+        Ok(value | self.seen)
+    }
+
+    /// Whether `bit` is set, or was when somebody else read the register; it counts once.
+    fn take(&mut self, bit: u32) -> Result<bool, MailboxError> {
+        let set = self.look()? & bit != 0;
+        self.seen &= !bit;
+        Ok(set)
+    }
+
+    fn wait_for(&mut self, bit: u32) -> Result<(), MailboxError> {
+        for _ in 0..self.patience.looks {
+            if self.take(bit)? {
+                return Ok(());
+            }
+            thread::sleep(self.patience.interval);
+        }
+        self.silent = true;
+        Err(MailboxError::Silent)
+    }
+
+    /// Waits until the PF is out of reset, and listens to it anew.
+    pub fn restart(&mut self) -> Result<(), MailboxError> {
+        self.silent = false;
+        self.seen = 0;
+        for _ in 0..self.patience.looks {
+            if self.look()? & RSTI == 0 {
+                self.seen = 0;
+                return Ok(());
+            }
+            thread::sleep(self.patience.interval);
+        }
+        Err(MailboxError::PfInReset)
+    }
+
+    /// Takes the words.
+    fn lock(&mut self) -> Result<(), MailboxError> {
+        for _ in 0..self.patience.looks {
+            self.registers.write(self.place.control, VFU);
+            if self.look()? & VFU != 0 {
+                return Ok(());
+            }
+            thread::sleep(self.patience.interval);
+        }
+        self.silent = true;
+        Err(MailboxError::Silent)
+    }
+
+    fn send(&mut self, message: &Message) -> Result<(), MailboxError> {
+        self.lock()?;
+        // What the PF wrote before is overwritten here: news of it would be taken for news of this message.
+        self.seen &= !(PFSTS | PFACK);
+        for (at, word) in (self.place.words..).step_by(4).zip(message) {
+            self.registers.write(at, *word);
+        }
+        self.registers.write(self.place.control, REQ);
+        self.wait_for(PFACK)
+    }
+
+    fn receive(&mut self) -> Result<Message, MailboxError> {
+        self.lock()?;
+        let mut message = [0; WORDS];
+        for (at, word) in (self.place.words..).step_by(4).zip(&mut message) {
+            *word = self.registers.read(at);
+        }
+        self.registers.write(self.place.control, ACK);
+        Ok(message)
+    }
+
+    /// Sends a message with `verb` and returns what the PF answers to it.
+    pub fn ask(&mut self, verb: u32, message: &Message) -> Result<(Answer, Message), MailboxError> {
+        if self.silent {
+            return Err(MailboxError::Silent);
+        }
+        self.send(message)?;
+        // The PF may have had something of its own to say first.
+        for _ in 0..ANSWERS {
+            self.wait_for(PFSTS)?;
+            let reply = self.receive()?;
+            if let Some(answer) = answer(verb, &reply) {
+                return Ok((answer, reply));
+            }
+        }
+        self.silent = true;
+        Err(MailboxError::Silent)
+    }
+
+    /// Hears what the PF says on its own. One register read where it says nothing.
+    pub fn listen(&mut self) -> PfNotice {
+        match self.look() {
+            Err(_) => PfNotice::Gone,
+            Ok(value) if value & (RSTI | RSTD) != 0 => PfNotice::Reset,
+            Ok(value) if value & PFSTS != 0 => {
+                self.seen &= !PFSTS;
+                match self.receive() {
+                    Err(MailboxError::Gone) => PfNotice::Gone,
+                    Err(_) => PfNotice::Reset,
+                    Ok(message) if message[0] & CLEAR_TO_SEND == 0 => PfNotice::Reset,
+                    Ok(_) => PfNotice::Ping,
+                }
+            }
+            Ok(_) => PfNotice::Nothing,
+        }
     }
 }
 
-/// A message without arguments.
-pub fn plain(verb: u32) -> Message {
-    let mut message = [0; WORDS];
-    message[0] = verb;
-    message
-}
-
-/// Words 1 and 2 of a message as a MAC address.
-pub fn mac_of(message: &Message) -> MacAddress {
-    MacAddress::from_u64(u64::from(message[1]) | u64::from(message[2]) << 32)
-}
-
-/// Asks for `mac` as the VF's own.
-pub fn set_mac(mac: MacAddress) -> Message {
-    let mut message = plain(verb::SET_MAC);
-    message[1] = mac.to_u64() as u32;
-    message[2] = (mac.to_u64() >> 32) as u32;
-    message
-}
-
-/// Asks to receive frames of up to `bytes` bytes, FCS included.
-pub fn longest_frame(bytes: u32) -> Message {
-    let mut message = plain(verb::SET_LONGEST_FRAME);
-    message[1] = bytes;
-    message
-}
-
-/// Asks for all frames to stations (`unicast`) or to groups (`multicast`).
-pub fn promiscuous(unicast: bool, multicast: bool) -> Message {
-    let argument = u32::from(unicast) | u32::from(multicast) << 1;
-    plain(verb::SET_PROMISCUOUS | argument << ARGUMENT_SHIFT)
-}
-
-/// Asks for the groups with these hashes; those over [`MAX_HASHES`] are left out.
-pub fn multicast(hashes: &[u16]) -> Message {
-    let hashes = &hashes[..hashes.len().min(MAX_HASHES)];
-    let mut message = plain(verb::SET_MULTICAST | (hashes.len() as u32) << ARGUMENT_SHIFT);
-    for (n, hash) in hashes.iter().enumerate() {
-        message[1 + n / 2] |= u32::from(*hash) << (16 * (n % 2));
-    }
-    message
-}
-
-/// Hash of a multicast group: address bits 47 to 36, the upper twelve of the last two bytes on the wire (82576 data
-/// sheet, multicast table array with RCTL.MO = 0).
-pub fn multicast_hash(group: MacAddress) -> u16 {
-    u16::from_le_bytes([group.0[4], group.0[5]]) >> 4
-}
+/// Messages read until one is the answer.
+const ANSWERS: u32 = 4;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::igbvf::double::{Double, IMPATIENT};
+    use crate::igbvf::registers::MAILBOX;
+    use crate::intel::message::{self as words, verb};
 
-    #[test]
-    fn requests() {
-        assert_eq!(plain(verb::RESET)[..3], [1, 0, 0]);
-        assert_eq!(set_mac(MacAddress([0x52, 0x54, 0, 0xaa, 0xbb, 0xcc]))[..3], [2, 0xaa00_5452, 0xccbb]);
-        assert_eq!(longest_frame(9728)[..2], [5, 9728]);
-        assert_eq!(promiscuous(true, true)[0], 0x0003_0006);
-        assert_eq!(promiscuous(false, true)[0], 0x0002_0006);
-        assert_eq!(multicast(&[0x111, 0x222, 0x333])[..3], [0x0003_0003, 0x0222_0111, 0x0333]);
-        assert_eq!(multicast(&[7; 99])[0], 0x001e_0003);
-        assert_eq!(multicast(&[7; 99])[WORDS - 1], 0x0007_0007);
+    fn mailbox(double: &Arc<Double>) -> Mailbox {
+        Mailbox::new(Arc::clone(double) as Arc<dyn Registers>, MAILBOX, IMPATIENT)
     }
 
     #[test]
-    fn answers() {
-        let reply = |word| {
-            let mut message = plain(word);
-            message[1..3].copy_from_slice(&[0x0000_5452, 0x1110]);
-            message
-        };
-        assert_eq!(answer(verb::RESET, &reply(1 | ACK)), Some(Answer::Granted));
-        assert_eq!(answer(verb::RESET, &reply(1 | NACK | CLEAR_TO_SEND)), Some(Answer::Refused));
-        assert_eq!(answer(verb::RESET, &reply(2 | ACK)), None);
-        assert_eq!(answer(verb::RESET, &reply(1)), None);
-        assert_eq!(answer(verb::RESET, &reply(1 | ACK | NACK)), None);
-        assert_eq!(mac_of(&reply(0)).to_string(), "52:54:00:00:10:11");
+    fn a_question_is_answered() {
+        let double = Double::new();
+        let mut mailbox = mailbox(&double);
+        let (answer, reply) = mailbox.ask(verb::RESET, &words::plain(verb::RESET)).unwrap();
+        assert_eq!((answer, words::mac_of(&reply)), (Answer::Granted, double.mac()));
+        assert_eq!(mailbox.listen(), PfNotice::Nothing);
     }
 
     #[test]
-    fn hashes_are_the_upper_twelve_bits() {
-        assert_eq!(multicast_hash(MacAddress([0x33, 0x33, 0xff, 0, 0, 0x10])), 0x100);
-        assert_eq!(multicast_hash(MacAddress([0x01, 0, 0x5e, 0, 0xab, 0xcd])), 0xcda);
+    fn a_ping_before_the_answer_is_not_the_answer() {
+        let double = Double::new();
+        double.set(|pf| pf.ping_first = true);
+        let mut mailbox = mailbox(&double);
+        assert_eq!(mailbox.ask(verb::RESET, &words::plain(verb::RESET)).unwrap().0, Answer::Granted);
+    }
+
+    #[test]
+    fn bits_that_a_read_clears_are_remembered() {
+        let double = Double::new();
+        let mut mailbox = mailbox(&double);
+        double.set(|pf| pf.control |= PFSTS | PFACK);
+        assert!(mailbox.take(PFACK).unwrap());
+        assert_eq!(double.read(MAILBOX.control) & CLEARED_BY_READ, 0);
+        assert!(mailbox.take(PFSTS).unwrap());
+        assert!(!mailbox.take(PFSTS).unwrap());
+    }
+
+    #[test]
+    fn after_one_time_out_every_message_fails_at_once_until_the_restart() {
+        let double = Double::new();
+        double.set(|pf| pf.silent = true);
+        let mut mailbox = mailbox(&double);
+        let ask =
+            |mailbox: &mut Mailbox| mailbox.ask(verb::RESET, &words::plain(verb::RESET)).map(|(a, _)| a);
+        assert_eq!(ask(&mut mailbox), Err(MailboxError::Silent));
+        double.set(|pf| pf.silent = false);
+        assert_eq!(ask(&mut mailbox), Err(MailboxError::Silent));
+        mailbox.restart().unwrap();
+        assert_eq!(ask(&mut mailbox), Ok(Answer::Granted));
+    }
+
+    #[test]
+    fn resets_pings_and_absence_are_told_apart() {
+        let double = Double::new();
+        let mut mailbox = mailbox(&double);
+        double.say(0x0100 | CLEAR_TO_SEND);
+        assert_eq!(mailbox.listen(), PfNotice::Ping);
+        double.say(0x0100);
+        assert_eq!(mailbox.listen(), PfNotice::Reset);
+        double.set(|pf| pf.control |= RSTD);
+        assert_eq!(mailbox.listen(), PfNotice::Reset);
+        double.set(|pf| pf.control |= RSTI);
+        assert_eq!(mailbox.restart(), Err(MailboxError::PfInReset));
+        double.set(|pf| pf.gone = true);
+        assert_eq!(mailbox.listen(), PfNotice::Gone);
+        assert_eq!(mailbox.restart(), Err(MailboxError::Gone));
     }
 }

@@ -33,9 +33,9 @@ pub struct VfOptions {
 struct Found {
     function: Arc<dyn PciFunction>,
     place: Place,
+    ids: Ids,
     /// The model is QEMU's, not the silicon.
     is_qemu: bool,
-    #[allow(dead_code, reason = "igbvf has one queue pair and the PF's address")]
     wishes: Wishes,
 }
 
@@ -53,6 +53,8 @@ const DRIVERS: &[Driver] = &[Driver {
     open: |found| {
         let setup = igbvf::Setup {
             place: found.place,
+            ids: found.ids,
+            wishes: found.wishes,
             patience: igbvf::Patience::default(),
             hashed_groups: found.is_qemu,
         };
@@ -88,6 +90,7 @@ pub fn open_vf(address: Address, options: &VfOptions) -> Result<Box<dyn Device>,
     (driver.open)(Found {
         function,
         place: Place { address, pf: sysfs.place_on_pf(address) },
+        ids,
         is_qemu: sysfs.subsystem_vendor(address) == Some(QEMU),
         wishes: options.wishes.clone(),
     })

@@ -1,10 +1,16 @@
 //! Measures every VF driver against the model of its device: `model_rates ROUNDS SECONDS` prints one line for each round,
 //! driver and size: `rate DRIVER SIZE FRAMES_A_SECOND CYCLES READS WRITES`, the last three for one frame out and back.
 
+#![allow(clippy::panic, reason = "a measurement of a broken driver ends by panicking")]
+
 use std::process::ExitCode;
 use std::time::Duration;
 
+use models::Exam;
 use models::rate::Rate;
+use pmd::igbvf::{self, Igbvf};
+use pmd::pci::Address;
+use pmd::vf::{Place, Wishes};
 
 /// Bytes of the frames.
 const SIZES: [usize; 2] = [64, 1514];
@@ -13,7 +19,24 @@ const SIZES: [usize; 2] = [64, 1514];
 type Driver = (&'static str, fn(usize, Duration) -> Rate);
 
 /// All drivers.
-const DRIVERS: &[Driver] = &[];
+const DRIVERS: &[Driver] = &[("igbvf", igbvf)];
+
+fn place() -> Place {
+    let Some(address) = Address::new(0, 1, 0x10, 0) else { panic!("no address") };
+    Place { address, pf: None }
+}
+
+fn igbvf(size: usize, time: Duration) -> Rate {
+    let setup = igbvf::Setup {
+        place: place(),
+        ids: igbvf::IDS[0],
+        wishes: Wishes::default(),
+        patience: igbvf::Patience::default(),
+        hashed_groups: false,
+    };
+    let model = models::igbvf::Igbvf::default();
+    Exam::start(model, |function| Igbvf::open(function, setup)).rate(size, time)
+}
 
 fn main() -> ExitCode {
     let mut numbers = std::env::args().skip(1).map(|word| word.parse::<f64>());

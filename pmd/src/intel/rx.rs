@@ -6,6 +6,9 @@
 //!
 //! A frame longer than a buffer fills several descriptors; it is known by its first buffer, and the pool keeps the
 //! chain. Nothing that the device writes is trusted: lengths are cut to the buffer, chains have an end.
+//!
+//! A VLAN tag that the device took off (the PF's choice on some devices) is put back: it goes into the burst as a segment of
+//! its own, between the addresses and the rest.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -13,16 +16,20 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use arrayvec::ArrayVec;
 
-use super::registers::*;
+use super::descriptor::{Received, is_tcp_or_udp};
+use super::family::{Family, RING, ring};
 use crate::device::{Armed, ReceiveQueue};
-use crate::frame::{Burst, MIN_FRAME, Token};
-use crate::intel::descriptor::Received;
+use crate::frame::{Burst, MIN_FRAME, Segment, Token};
 use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice};
+use crate::offload::{Checksum, Offload};
 use crate::registers::Registers;
 
 /// Most buffers of one frame: more than the longest frame needs, so a longer chain is a broken device.
 const MAX_CHAIN: usize = 8;
-const _: () = assert!(MAX_CHAIN as u32 * BUFFER_SIZE > LONGEST_FRAME);
+/// Bytes of the two addresses, behind which a VLAN tag stands.
+const ADDRESSES: u32 = 12;
+/// Bytes of a VLAN tag.
+pub const TAG: usize = 4;
 /// Descriptors given to the device at once, unless it is running out of them.
 const REFILL: u16 = 32;
 const MASK: u16 = RING - 1;
@@ -38,12 +45,37 @@ pub struct ReceiveCounters {
     pub errors: AtomicU64,
 }
 
+/// What wakes whoever sleeps for a queue.
+#[derive(Debug)]
+pub struct Bell {
+    /// Rings when the device interrupts.
+    pub bell: OwnedFd,
+    /// The bit of its vector in EIMS and EIMC.
+    pub vector: u32,
+}
+
+/// The memory of a receive queue.
+#[derive(Debug)]
+pub struct ReceiveMemory {
+    /// Room for [`RING`] descriptors.
+    pub ring: DmaSlice,
+    /// The buffers.
+    pub pool: BufferPool,
+    /// [`TAG`] bytes for each buffer.
+    pub tags: DmaSlice,
+}
+
 /// The receive queue of a VF.
 #[derive(Debug)]
-pub struct IgbvfReceive {
+pub struct IntelReceive {
     registers: Arc<dyn Registers>,
+    family: &'static Family,
+    /// The queue's tail register.
+    tail_register: u32,
     ring: DmaSlice,
     pool: BufferPool,
+    /// Where the tag of a frame is that begins in each buffer.
+    tags: DmaSlice,
     /// The buffer in each slot.
     slots: Box<[u32]>,
     /// The slot that the device fills next, as far as we have looked.
@@ -55,24 +87,28 @@ pub struct IgbvfReceive {
     /// In the middle of a frame that is dropped.
     discarding: bool,
     counters: Arc<ReceiveCounters>,
-    /// Rings when the device interrupts.
-    bell: Option<OwnedFd>,
+    bell: Option<Bell>,
 }
 
-impl IgbvfReceive {
-    /// A queue over `ring` (room for [`RING`] descriptors), whose registers are programmed and which is enabled; gives
-    /// the device its first buffers.
-    pub(super) fn new(
+impl IntelReceive {
+    /// Receive queue `number`, whose registers are programmed for `memory` and which is enabled; gives the device its first
+    /// buffers.
+    pub fn new(
         registers: Arc<dyn Registers>,
-        ring: DmaSlice,
-        pool: BufferPool,
+        family: &'static Family,
+        number: u16,
+        memory: ReceiveMemory,
         counters: Arc<ReceiveCounters>,
     ) -> Self {
         let slots = vec![NONE; usize::from(RING)].into_boxed_slice();
+        let ReceiveMemory { ring, pool, tags } = memory;
         let mut queue = Self {
             registers,
+            family,
+            tail_register: family.receive_at(number, ring::TAIL),
             ring,
             pool,
+            tags,
             slots,
             head: 0,
             tail: 0,
@@ -85,8 +121,8 @@ impl IgbvfReceive {
         queue
     }
 
-    /// Sleepers are woken by `bell`, which rings when the device interrupts.
-    pub(super) fn with_bell(self, bell: Option<OwnedFd>) -> Self {
+    /// Sleepers are woken by `bell`.
+    pub fn with_bell(self, bell: Option<Bell>) -> Self {
         Self { bell, ..self }
     }
 
@@ -109,7 +145,7 @@ impl IgbvfReceive {
             self.posted += 1;
         }
         fence(Ordering::Release);
-        self.registers.write(RDT, u32::from(self.tail));
+        self.registers.write(self.tail_register, u32::from(self.tail));
     }
 
     /// What the device says about the frame at the head, a part a buffer; `None` while its end is not there.
@@ -157,6 +193,34 @@ impl IgbvfReceive {
         self.slots.get((usize::from(self.head) + n) & usize::from(MASK)).copied().unwrap_or(NONE)
     }
 
+    /// Adds the first part of a frame with its tag in it, which is kept with buffer `first`.
+    #[cold]
+    fn push_tagged(
+        &self,
+        burst: &mut Burst,
+        first: u32,
+        part: Segment,
+        tag: &[u8; TAG],
+    ) -> Result<(), Segment> {
+        let kept = self.tags.segment(first as usize * TAG, TAG as u32);
+        kept.copy_from(tag);
+        burst.push_segment(part.part(0, ADDRESSES))?;
+        burst.push_segment(kept)?;
+        burst.push_segment(part.part(ADDRESSES, u32::MAX))
+    }
+
+    /// What the device says of the transport checksum of the frame at the head. What it found wrong, the guest judges.
+    #[inline]
+    fn verdict(&self, parts: &[Received]) -> Checksum {
+        match parts.last() {
+            Some(last) if last.checksum_is_right(self.family) => {
+                let slot = usize::from((self.head + parts.len() as u16 - 1) & MASK);
+                if is_tcp_or_udp(self.ring.load(2 * slot)) { Checksum::Valid } else { Checksum::Unknown }
+            }
+            _ => Checksum::Unknown,
+        }
+    }
+
     /// Moves one frame into `burst`, or drops it; `false` when there is none or the burst has no room for it.
     #[inline]
     fn next_frame(&mut self, burst: &mut Burst) -> bool {
@@ -164,9 +228,11 @@ impl IgbvfReceive {
         // The frame's bytes are read after the word that says they are there.
         fence(Ordering::Acquire);
         let ended = parts.last().is_some_and(|part| part.is_end());
-        let damaged = parts.iter().any(|part| part.is_bad() || part.len() > BUFFER_SIZE);
+        let damaged = parts.iter().any(|part| part.is_bad(self.family) || part.len() > BUFFER_SIZE);
         let len: u32 = parts.iter().map(|part| part.len()).sum();
-        if self.discarding || !ended || damaged || len < MIN_FRAME {
+        let tag = parts.last().and_then(|part| part.tag(self.family));
+        let torn = tag.is_some() && parts.first().is_none_or(|part| part.len() <= ADDRESSES);
+        if self.discarding || !ended || damaged || torn || len < MIN_FRAME {
             // Counted once, when its end is there.
             if ended {
                 self.counters.errors.fetch_add(1, Ordering::Relaxed);
@@ -176,14 +242,20 @@ impl IgbvfReceive {
             self.pool.give_back(first);
             return true;
         }
+        let first = self.buffer_at(0);
         for (n, part) in parts.iter().enumerate().filter(|(_, part)| !part.is_empty()) {
-            if burst.push_segment(self.pool.segment(self.buffer_at(n), part.len())).is_err() {
+            let segment = self.pool.segment(self.buffer_at(n), part.len());
+            let pushed = match tag {
+                Some(tag) if n == 0 => self.push_tagged(burst, first, segment, &tag),
+                _ => burst.push_segment(segment),
+            };
+            if pushed.is_err() {
                 burst.abandon_frame();
                 return false;
             }
         }
-        let first = self.buffer_at(0);
-        if !burst.finish_frame(Token(first)) {
+        if !burst.finish_frame_with(Token(first), Offload { checksum: self.verdict(&parts), ..Offload::NONE })
+        {
             return false;
         }
         self.consume(parts.len());
@@ -191,7 +263,7 @@ impl IgbvfReceive {
     }
 }
 
-impl ReceiveQueue for IgbvfReceive {
+impl ReceiveQueue for IntelReceive {
     #[inline]
     fn receive(&mut self, burst: &mut Burst) {
         while burst.room() > 0 && self.next_frame(burst) {}
@@ -204,30 +276,29 @@ impl ReceiveQueue for IgbvfReceive {
     }
 
     fn bell(&self) -> Option<BorrowedFd<'_>> {
-        self.bell.as_ref().map(|bell| bell.as_fd())
+        self.bell.as_ref().map(|bell| bell.bell.as_fd())
     }
 
     /// Lets the device interrupt, once: it masks the vector itself then. What came while it was masked interrupts at once.
     fn arm(&mut self) -> Armed {
-        if self.bell.is_none() {
-            return Armed::Silent;
-        }
-        self.registers.write(EIMS, VECTOR_0);
+        let Some(bell) = &self.bell else { return Armed::Silent };
+        self.registers.write(self.family.eims, bell.vector);
         fence(Ordering::SeqCst);
         if self.look().is_some() { Armed::Ready } else { Armed::Rings }
     }
 
     fn disarm(&mut self) {
-        if self.bell.is_some() {
-            self.registers.write(EIMC, VECTOR_0);
+        if let Some(bell) = &self.bell {
+            self.registers.write(self.family.eimc, bell.vector);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::double::Double;
     use super::*;
+    use crate::igbvf::double::Double;
+    use crate::igbvf::registers::{EIMC, EIMS, RINGS_82576};
     use crate::intel::descriptor;
     use crate::memory::dma::DmaMemory;
     use crate::memory::dma::tests::{FakeMap, OFFSET};
@@ -236,6 +307,7 @@ mod tests {
 
     const DONE: u32 = 1;
     const END: u32 = 2;
+    const RDT: u32 = RINGS_82576.receive_at(0, ring::TAIL);
 
     struct Ring {
         double: Arc<Double>,
@@ -244,29 +316,36 @@ mod tests {
         counters: Arc<ReceiveCounters>,
     }
 
-    fn queue(buffers: usize) -> (IgbvfReceive, Ring) {
-        let sizes = [usize::from(RING) * descriptor::SIZE, buffers * BUFFER_SIZE as usize];
-        let memory = DmaMemory::new(Arc::new(FakeMap::default()), sizes.iter().sum(), "test").unwrap();
-        let [ring, pool] = memory.carve(sizes).unwrap();
+    fn queue(buffers: usize) -> (IntelReceive, Ring) {
+        let sizes = [usize::from(RING) * descriptor::SIZE, buffers * BUFFER_SIZE as usize, buffers * TAG];
+        let memory = DmaMemory::new(Arc::new(FakeMap::default()), DmaMemory::needed(&sizes), "test").unwrap();
+        let [ring, pool, tags] = memory.carve(sizes).unwrap();
         let (double, counters) = (Double::new(), Arc::new(ReceiveCounters::default()));
         let base = ring.iova() - OFFSET;
         let registers = Arc::clone(&double) as Arc<dyn Registers>;
-        let queue = IgbvfReceive::new(registers, ring, BufferPool::new(pool), Arc::clone(&counters));
+        let memory = ReceiveMemory { ring, pool: BufferPool::new(pool), tags };
+        let queue = IntelReceive::new(registers, &RINGS_82576, 0, memory, Arc::clone(&counters));
         (queue, Ring { double, base, device: 0, counters })
     }
 
     impl Ring {
         /// Plays the device: fills the next descriptor; `false` where it has none.
         fn fill(&mut self, fill: u8, len: u16, status: u32) -> bool {
+            self.fill_with(fill, 0, u64::from(status) | u64::from(len) << 32)
+        }
+
+        /// Writes both words of the descriptor back.
+        fn fill_with(&mut self, fill: u8, first: u64, word: u64) -> bool {
+            let len = (word >> 32) as u16;
             if u32::from(self.device) == self.double.read(RDT) {
                 return false;
             }
             let descriptor = (self.base + u64::from(self.device) * 16) as *mut u64;
-            let word = u64::from(status) | u64::from(len) << 32;
             // SAFETY: the queue keeps the ring and its buffers mapped; the test is single-threaded.
             unsafe {
                 let buffer = (descriptor.read_volatile() - OFFSET) as *mut u8;
                 buffer.write_bytes(fill, usize::from(len.min(BUFFER_SIZE as u16)));
+                descriptor.write_volatile(first);
                 descriptor.add(1).write_volatile(word);
             }
             self.device = (self.device + 1) & MASK;
@@ -282,7 +361,7 @@ mod tests {
         burst.frames().iter().map(|(frame, segments)| (frame.len(), segments.len())).collect()
     }
 
-    fn release_all(queue: &mut IgbvfReceive, burst: &mut Burst) {
+    fn release_all(queue: &mut IntelReceive, burst: &mut Burst) {
         for (frame, _) in burst.frames().iter() {
             queue.release(frame.token());
         }
@@ -363,6 +442,46 @@ mod tests {
     }
 
     #[test]
+    fn a_tag_that_was_taken_off_is_put_back() {
+        let (mut queue, mut ring) = queue(2000);
+        let mut burst = Burst::new();
+        let tagged = |status: u64, len: u64| status | 8 | len << 32 | 0x2007 << 48;
+        ring.fill_with(1, 0, tagged(3, 60));
+        ring.fill(2, 2048, DONE);
+        ring.fill_with(3, 0, tagged(3, 10));
+        ring.fill(4, 12, DONE);
+        ring.fill_with(4, 0, tagged(3, 60));
+        queue.receive(&mut burst);
+        assert_eq!((lengths(&burst), ring.errors()), (vec![(64, 3), (2062, 4)], 1), "one is torn");
+        for ((_, segments), len) in burst.frames().iter().zip([64, 2062]) {
+            let mut bytes = vec![0; len];
+            assert_eq!(crate::frame::gather(segments, &mut bytes), len);
+            assert_eq!(bytes[12..16], [0x81, 0, 0x20, 7]);
+            assert_eq!((bytes[11], bytes[16]), (bytes[0], bytes[0]));
+        }
+        let free = queue.pool.available();
+        release_all(&mut queue, &mut burst);
+        assert_eq!(queue.pool.available(), free + 3);
+    }
+
+    #[test]
+    fn a_checksum_of_tcp_or_udp_that_was_found_right_is_told() {
+        let (mut queue, mut ring) = queue(2000);
+        let mut burst = Burst::new();
+        let (tcp, sctp) = (1 << 8 | 1 << 4, 1 << 10 | 1 << 4);
+        let word = |errors: u64| 3 | 1 << 5 | 1 << 6 | errors | 60 << 32;
+        ring.fill_with(0, tcp, word(0));
+        ring.fill_with(0, tcp, word(1 << 29));
+        ring.fill_with(0, tcp, word(1 << 30));
+        ring.fill_with(0, sctp, word(0));
+        ring.fill_with(0, tcp, 3 | 60 << 32);
+        queue.receive(&mut burst);
+        let verdicts: Vec<_> = burst.frames().iter().map(|(frame, _)| frame.offload().checksum).collect();
+        let [valid, unknown] = [Checksum::Valid, Checksum::Unknown];
+        assert_eq!(verdicts, [valid, unknown, unknown, unknown, unknown]);
+    }
+
+    #[test]
     fn one_tail_write_a_burst() {
         let (mut queue, mut ring) = queue(2000);
         let before = ring.double.writes(RDT);
@@ -379,7 +498,8 @@ mod tests {
     fn it_lets_the_device_interrupt_only_while_somebody_sleeps() {
         let (mut queue, mut ring) = queue(2000);
         assert!(queue.arm() == Armed::Silent && ring.double.writes(EIMS) == 0, "without an interrupt");
-        let mut queue = queue.with_bell(Some(eventfd(0, EventfdFlags::CLOEXEC).unwrap()));
+        let mut queue =
+            queue.with_bell(Some(Bell { bell: eventfd(0, EventfdFlags::CLOEXEC).unwrap(), vector: 1 }));
         assert_eq!((queue.arm(), ring.double.writes(EIMS)), (Armed::Rings, 1));
         queue.disarm();
         assert_eq!(ring.double.writes(EIMC), 1);
@@ -392,23 +512,23 @@ mod tests {
     proptest! {
         #[test]
         fn no_device_makes_it_lose_a_buffer_or_leave_one(
-            steps in prop::collection::vec((any::<u16>(), any::<u32>(), 0u8..4), 1..400)
+            steps in prop::collection::vec((any::<u64>(), any::<u64>(), 0u8..4), 1..400)
         ) {
             let (mut queue, mut ring) = queue(1060);
             let mut burst = Burst::new();
-            for (len, status, step) in steps {
+            for (first, word, step) in steps {
                 match step {
                     0 => queue.receive(&mut burst),
                     1 => release_all(&mut queue, &mut burst),
-                    _ => { ring.fill(1, len, status); }
+                    2 => { ring.fill_with(1, first, word); }
+                    // No longer than a buffer or two, and not damaged.
+                    _ => { ring.fill_with(1, first, word & 0xffff_0fff_68ff_ffff); }
                 }
                 for (frame, segments) in burst.frames().iter() {
                     prop_assert!(frame.len() >= MIN_FRAME);
                     prop_assert!(segments.iter().all(|segment| segment.len() <= BUFFER_SIZE));
                 }
-                let lent: usize = burst.frames().iter().map(|(_, segments)| segments.len()).sum();
-                // Empty parts are no segments but hold their buffer.
-                prop_assert!(queue.pool.available() + usize::from(queue.posted) + lent <= 1060);
+                prop_assert!(queue.pool.available() + usize::from(queue.posted) + burst.len() <= 1060);
             }
             release_all(&mut queue, &mut burst);
             prop_assert_eq!(queue.pool.available() + usize::from(queue.posted), 1060);

@@ -1,0 +1,212 @@
+//! What arrives: the PF's filters, the queue, the descriptors.
+
+use super::ring::Ring;
+use super::{Igbvf, PAIRS, Wrong};
+use crate::bus::Bus;
+use crate::rss::toeplitz;
+
+const SRRCTL: u64 = 0x0c;
+const RQDPC: u64 = 0x30;
+/// SRRCTL: BSIZEPACKET, BSIZEHEADER, RDMTS, DESCTYPE, DROP_EN.
+const SRRCTL_BITS: u32 = 0x7f | 0xf << 8 | 0x1f << 20 | 7 << 25 | 1 << 31;
+
+/// Descriptor, status: DD, EOP, VP, L4CS, IPCS.
+const DONE: u64 = 1;
+const END: u64 = 1 << 1;
+const TAGGED: u64 = 1 << 3;
+const L4_SEEN: u64 = 1 << 5;
+const IP_SEEN: u64 = 1 << 6;
+/// Descriptor, errors: L4E, IPE.
+const L4_WRONG: u64 = 1 << 29;
+const IP_WRONG: u64 = 1 << 30;
+
+/// A receive queue.
+#[derive(Debug, Default)]
+pub struct Receive {
+    pub ring: Ring,
+    srrctl: u32,
+    /// Frames that found no descriptor.
+    missed: u32,
+}
+
+impl Receive {
+    /// A read of register `register`.
+    pub fn read(&mut self, bus: &mut Bus, register: u64) -> u32 {
+        match register {
+            SRRCTL => self.srrctl,
+            RQDPC => std::mem::take(&mut self.missed),
+            _ => self.ring.read(bus, register),
+        }
+    }
+
+    /// A write to register `register`.
+    pub fn write(&mut self, bus: &mut Bus, register: u64, value: u32, never: bool) {
+        match register {
+            SRRCTL if self.ring.is_enabled() => bus.broken("SRRCTL is written while its queue is on"),
+            SRRCTL => {
+                if value & !SRRCTL_BITS != 0 || value >> 25 & 7 != 1 || value & 0x7f == 0 {
+                    bus.broken(format!("SRRCTL is set to {value:#x}"));
+                }
+                if value >> 31 == 0 {
+                    bus.broken("a VF without DROP_EN holds up the whole port");
+                }
+                self.srrctl = value;
+            }
+            _ => self.ring.write(bus, register, value, never),
+        }
+    }
+
+    fn buffer(&self) -> usize {
+        ((self.srrctl & 0x7f) as usize) << 10
+    }
+}
+
+/// What a frame is, as a NIC sees it.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Packet type of the descriptor.
+    kind: u64,
+    /// Checksums that were looked at, and those that are wrong.
+    status: u64,
+    /// What RSS hashes.
+    flow: Vec<u8>,
+}
+
+fn look(frame: &[u8]) -> Seen {
+    let word =
+        |at: usize| frame.get(at..at + 2).map_or(0, |word| usize::from(word[0]) << 8 | usize::from(word[1]));
+    let mut seen = Seen::default();
+    let l2 = if word(12) == 0x8100 { 18 } else { 14 };
+    let (protocol, l4, length) = match word(l2 - 2) {
+        0x0800 if frame.len() >= l2 + 20 => {
+            let l3 = usize::from(frame[l2] & 0xf) * 4;
+            seen.kind |= 1 << 4;
+            seen.status |= IP_SEEN;
+            if crate::work::sum(frame.get(l2..l2 + l3).unwrap_or_default(), 0) != 0xffff {
+                seen.status |= IP_WRONG;
+            }
+            seen.flow.extend(&frame[l2 + 12..l2 + 20]);
+            if word(l2 + 6) & 0x3fff != 0 {
+                return seen;
+            }
+            (frame[l2 + 9], l2 + l3, word(l2 + 2).saturating_sub(l3))
+        }
+        0x86dd if frame.len() >= l2 + 40 => {
+            seen.kind |= 1 << 6;
+            seen.flow.extend(&frame[l2 + 8..l2 + 40]);
+            (frame[l2 + 6], l2 + 40, word(l2 + 4))
+        }
+        _ => return seen,
+    };
+    let Some(packet) = frame.get(l4..l4 + length).filter(|_| matches!(protocol, 6 | 17)) else { return seen };
+    seen.kind |= if protocol == 6 { 1 << 8 } else { 1 << 9 };
+    seen.flow.extend(packet.get(..4).unwrap_or_default());
+    // A datagram without a checksum is not looked at.
+    if protocol == 17 && word(l4 + 6) == 0 {
+        return seen;
+    }
+    seen.status |= L4_SEEN;
+    let pseudo = crate::work::pseudo(frame, l2, protocol, length as u32);
+    if crate::work::sum(packet, pseudo) != 0xffff {
+        seen.status |= L4_WRONG;
+    }
+    seen
+}
+
+/// The key of Microsoft's verification suite, which PFs take by default.
+const KEY: [u8; 40] = [
+    0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67, 0x25, 0x3d, 0x43, 0xa3, 0x8f, 0xb0, 0xd0,
+    0xca, 0x2b, 0xcb, 0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3, 0x80, 0x30, 0xf2, 0x0c, 0x6a, 0x42,
+    0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
+];
+
+impl Igbvf {
+    /// Whether the PF lets a frame through to the VF.
+    fn passes(&self, frame: &[u8]) -> bool {
+        let (Some(destination), taken) = (frame.get(..6), &self.pf.taken) else { return false };
+        let tagged = frame[12..14] == [0x81, 0];
+        if tagged && self.pf.filters_vlans {
+            let vlan = u16::from_be_bytes([frame[14] & 0xf, frame[15]]);
+            if vlan != 0 && !taken.vlans.contains(&vlan) {
+                return false;
+            }
+        }
+        let longest = taken.longest as usize + if tagged { 4 } else { 0 };
+        if frame.len() + 4 > longest {
+            return false;
+        }
+        let hash = u16::from_le_bytes([destination[4], destination[5]]) >> 4;
+        match destination {
+            [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => true,
+            [first, ..] if first & 1 != 0 => taken.multicast || taken.hashes.contains(&hash),
+            _ => taken.unicast || destination == taken.mac,
+        }
+    }
+
+    /// A frame comes off the wire.
+    pub(super) fn arrived(&mut self, bus: &mut Bus, mut frame: Vec<u8>) {
+        if frame.len() < 14 || !self.pf.link || !self.passes(&frame) {
+            return;
+        }
+        let seen = look(&frame);
+        let hash = if seen.flow.is_empty() { 0 } else { toeplitz(&KEY, &seen.flow) };
+        let spread = self.pf.spreads && (1..PAIRS).all(|queue| self.receive[queue].ring.is_enabled());
+        let queue = if spread { hash as usize % PAIRS } else { 0 };
+        let Receive { ring, missed, srrctl } = &self.receive[queue];
+        if !ring.is_enabled() {
+            return;
+        }
+        let (buffer, mut tag, bytes) = (self.receive[queue].buffer(), 0, frame.len());
+        if self.pf.strips_tags && frame[12..14] == [0x81, 0] {
+            tag = u64::from(frame[14]) << 8 | u64::from(frame[15]);
+            frame.drain(12..16);
+        }
+        let needed = frame.len().div_ceil(buffer);
+        if ring.owned() < needed {
+            let (missed, _) = (missed.wrapping_add(1), srrctl);
+            self.receive[queue].missed = missed;
+            bus.wire.missed += 1;
+            return;
+        }
+        let tagged = if bytes == frame.len() { 0 } else { TAGGED };
+        let first = seen.kind | u64::from(hash) << 32;
+        self.fill(bus, queue, &frame, [first, seen.status | tagged | tag << 48]);
+        let counted = &mut self.counted;
+        counted.received.0 = counted.received.0.wrapping_add(1);
+        counted.received.1 = counted.received.1.wrapping_add(bytes as u32 + 4);
+        counted.multicast = counted.multicast.wrapping_add(u32::from(frame[0] & 1));
+        if self.wrong != Some(Wrong::NoInterrupt) {
+            self.interrupts.received(bus, queue);
+        }
+    }
+
+    fn fill(&mut self, bus: &mut Bus, queue: usize, frame: &[u8], [first, last]: [u64; 2]) {
+        let buffer = self.receive[queue].buffer();
+        let damage = std::mem::take(&mut self.damage);
+        let count = frame.len().div_ceil(buffer);
+        for (n, part) in frame.chunks(buffer).enumerate() {
+            let Some((slot, [address, header])) = self.receive[queue].ring.take(bus) else { return };
+            if address == 0 || header != 0 {
+                bus.broken(format!("receive descriptor {slot} is {address:#x}, {header:#x}"));
+            }
+            bus.dma_write(address, part);
+            let mut len = part.len() as u64;
+            match self.wrong {
+                Some(Wrong::LengthTooLong) => len = buffer as u64 + 1,
+                Some(Wrong::LengthTooShort) => len = len.saturating_sub(4),
+                _ => {}
+            }
+            let mut status = DONE;
+            if n + 1 == count {
+                status |= END | last | u64::from(damage);
+            }
+            match self.wrong {
+                Some(Wrong::NoReceiveReport) => status &= !DONE,
+                Some(Wrong::NoEnd) => status &= !END,
+                _ => {}
+            }
+            let words = [if n + 1 == count { first } else { 0 }, status | len << 32];
+            self.receive[queue].ring.write_back(bus, slot, words);
+        }
+    }
+}
