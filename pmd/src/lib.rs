@@ -10,6 +10,7 @@ pub mod device;
 pub mod frame;
 pub mod igbvf;
 pub mod intel;
+pub mod ixgbevf;
 pub mod mac;
 pub mod memory;
 pub mod net;

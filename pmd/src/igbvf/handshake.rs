@@ -4,12 +4,14 @@ use std::thread;
 use std::time::Duration;
 
 use super::registers::*;
+use crate::intel::agreement::{Address, Disagreement, ask_for_vlans, settle_address};
 use crate::intel::family::FCS;
 use crate::intel::groups::group_hashes;
 use crate::intel::mailbox::{Mailbox, MailboxError};
 use crate::intel::message::{self as words, Answer, verb};
 use crate::mac::MacAddress;
 use crate::registers::{ALL_ONES, Registers};
+use crate::vf::Wishes;
 
 /// Between the VF's reset and its first message, as Intel's drivers wait.
 const AFTER_RESET: Duration = Duration::from_millis(10);
@@ -20,13 +22,9 @@ const USUAL_FRAME: u32 = 1518;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The VF's address.
-    pub mac: MacAddress,
-    /// An address that was wanted and refused.
-    pub refused_mac: Option<MacAddress>,
-    /// VLANs that were wanted and refused.
+    pub address: Address,
+    /// VLANs that were wished for and refused.
     pub refused_vlans: Vec<u16>,
-    /// Whether the PF had none for it and `mac` was drawn by lot.
-    pub random_mac: bool,
     /// Longest frame in bytes, without FCS.
     pub max_frame: u32,
     /// Whether frames for other stations arrive.
@@ -36,30 +34,13 @@ pub struct Grant {
     pub multicast_promiscuous: bool,
 }
 
-/// Why nothing was agreed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Disagreement {
-    /// The PF was not reached.
-    Mailbox(MailboxError),
-    /// The PF had no address for the VF, and refused this one.
-    MacRefused(MacAddress),
-}
-
-impl From<MailboxError> for Disagreement {
-    fn from(error: MailboxError) -> Self {
-        Self::Mailbox(error)
-    }
-}
-
 /// What is wanted of the PF.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
-    /// The address to take.
-    pub mac: Option<MacAddress>,
+    /// Address and VLANs.
+    pub wishes: &'a Wishes,
     /// The random address of an earlier hand-shake, which is kept.
     pub random_mac: Option<MacAddress>,
-    /// VLANs whose tagged frames are to pass.
-    pub vlans: &'a [u16],
     /// Receive groups by hash although the PF would grant them all: see [`groups`](crate::intel::groups::groups).
     pub hashed_groups: bool,
     /// Longest frame of the port in bytes, with FCS.
@@ -81,16 +62,13 @@ pub fn shake(
     thread::sleep(AFTER_RESET.min(mailbox.patience().interval * mailbox.patience().looks));
     registers.write(EIMC, ALL_ONES);
 
-    let (mac, random_mac) = address(mailbox, wanted)?;
+    let (answer, reply) = mailbox.ask(verb::RESET, &words::plain(verb::RESET))?;
+    let given = words::mac_of(&reply);
+    let given = (answer == Answer::Granted && given.is_valid_unicast()).then_some(given);
+    let address = settle_address(mailbox, given, wanted.wishes.mac, wanted.random_mac)?;
     let max_frame = longest_frame(mailbox, wanted.longest_frame)?;
-    let mut refused_vlans = Vec::new();
-    for &vlan in wanted.vlans {
-        if mailbox.ask(verb::SET_VLAN, &words::add_vlan(vlan))?.0 == Answer::Refused {
-            refused_vlans.push(vlan);
-        }
-    }
-    let hashes = group_hashes(mac);
-    mailbox.ask(verb::SET_MULTICAST, &words::multicast(&hashes))?;
+    let refused_vlans = ask_for_vlans(mailbox, &wanted.wishes.vlans)?;
+    mailbox.ask(verb::SET_MULTICAST, &words::multicast(&group_hashes(address.mac)))?;
     let multicast = !wanted.hashed_groups;
     let mut granted = (true, multicast);
     // A PF that refuses one mode refuses the message, so the lesser wish is a message of its own.
@@ -99,36 +77,7 @@ pub fn shake(
         granted.1 = multicast && promiscuous(mailbox, false, true)? == Answer::Granted;
     }
     let (unicast_promiscuous, multicast_promiscuous) = granted;
-    let refused_mac = wanted.mac.filter(|wished| *wished != mac);
-    Ok(Grant {
-        mac,
-        refused_mac,
-        refused_vlans,
-        random_mac,
-        max_frame,
-        unicast_promiscuous,
-        multicast_promiscuous,
-    })
-}
-
-/// The VF's address, and whether it was drawn by lot: what is wanted, else what the PF gives.
-fn address(mailbox: &mut Mailbox, wanted: &Wanted<'_>) -> Result<(MacAddress, bool), Disagreement> {
-    let (answer, reply) = mailbox.ask(verb::RESET, &words::plain(verb::RESET))?;
-    let given = words::mac_of(&reply);
-    let given = (answer == Answer::Granted && given.is_valid_unicast()).then_some(given);
-    let mut take = |mac| {
-        Ok::<bool, MailboxError>(mailbox.ask(verb::SET_MAC, &words::set_mac(mac))?.0 == Answer::Granted)
-    };
-    if let Some(wished) = wanted.mac
-        && (given == Some(wished) || take(wished)?)
-    {
-        return Ok((wished, false));
-    }
-    if let Some(given) = given {
-        return Ok((given, false));
-    }
-    let mac = wanted.random_mac.unwrap_or_else(MacAddress::random);
-    if take(mac)? { Ok((mac, true)) } else { Err(Disagreement::MacRefused(mac)) }
+    Ok(Grant { address, refused_vlans, max_frame, unicast_promiscuous, multicast_promiscuous })
 }
 
 fn longest_frame(mailbox: &mut Mailbox, longest: u32) -> Result<u32, MailboxError> {
@@ -152,11 +101,18 @@ mod tests {
     use super::*;
     use crate::intel::mailbox::bit::RSTI;
     use crate::intel::message::multicast_hash;
+    use std::num::NonZero;
     use std::sync::Arc;
+
+    const WISHES: Wishes = Wishes { queue_pairs: NonZero::<u16>::MIN, mac: None, vlans: Vec::new() };
+
+    fn wanted(wishes: &Wishes) -> Wanted<'_> {
+        Wanted { wishes, random_mac: None, hashed_groups: false, longest_frame: RINGS.longest_frame }
+    }
 
     fn agree(double: &Arc<Double>, wanted: Wanted<'_>) -> Result<Grant, Disagreement> {
         let mut mailbox = Mailbox::new(Arc::clone(double) as Arc<dyn Registers>, MAILBOX, IMPATIENT);
-        shake(&**double, &mut mailbox, &Wanted { longest_frame: RINGS_82576.longest_frame, ..wanted })
+        shake(&**double, &mut mailbox, &wanted)
     }
 
     #[test]
@@ -164,22 +120,20 @@ mod tests {
         let double = Double::new();
         double.set(|pf| pf.unicast_promiscuous = true);
         let agreed = Grant {
-            mac: double.mac(),
-            refused_mac: None,
+            address: Address { mac: double.mac(), random: false, refused: None },
             refused_vlans: Vec::new(),
-            random_mac: false,
             max_frame: 9724,
             unicast_promiscuous: true,
             multicast_promiscuous: true,
         };
-        assert_eq!(agree(&double, Wanted::default()), Ok(agreed));
+        assert_eq!(agree(&double, wanted(&WISHES)), Ok(agreed));
         assert!(double.heard(verb::SET_MAC).is_empty());
     }
 
     #[test]
     fn a_pf_that_refuses_unicast_promiscuous_mode_still_gives_all_groups() {
         let double = Double::new();
-        let agreed = agree(&double, Wanted::default()).unwrap();
+        let agreed = agree(&double, wanted(&WISHES)).unwrap();
         assert_eq!((agreed.unicast_promiscuous, agreed.multicast_promiscuous), (false, true));
         let modes: Vec<u32> =
             double.heard(verb::SET_PROMISCUOUS).iter().map(|message| message[0] >> 16).collect();
@@ -190,7 +144,7 @@ mod tests {
     fn a_pf_that_refuses_everything_gets_the_groups_by_hash() {
         let double = Double::new();
         double.set(|pf| (pf.multicast_promiscuous, pf.longest) = (false, 0));
-        let agreed = agree(&double, Wanted::default()).unwrap();
+        let agreed = agree(&double, wanted(&WISHES)).unwrap();
         assert_eq!((agreed.multicast_promiscuous, agreed.max_frame), (false, USUAL_FRAME));
         let message = double.heard(verb::SET_MULTICAST)[0];
         assert_eq!(message[0], 0x001e_0003);
@@ -209,7 +163,7 @@ mod tests {
     #[test]
     fn groups_by_hash_when_wished() {
         let double = Double::new();
-        let agreed = agree(&double, Wanted { hashed_groups: true, ..Wanted::default() }).unwrap();
+        let agreed = agree(&double, Wanted { hashed_groups: true, ..wanted(&WISHES) }).unwrap();
         assert!(!agreed.multicast_promiscuous);
         assert!(double.heard(verb::SET_PROMISCUOUS).iter().all(|message| message[0] >> 16 & 2 == 0));
     }
@@ -218,35 +172,41 @@ mod tests {
     fn without_an_address_one_is_drawn_and_kept() {
         let double = Double::new();
         double.set(|pf| pf.no_mac = true);
-        let first = agree(&double, Wanted::default()).unwrap();
-        assert!(first.random_mac && first.mac.is_valid_unicast() && first.mac.0[0] & 2 != 0);
-        assert_eq!(words::mac_of(&double.heard(verb::SET_MAC)[0]), first.mac);
-        let wanted = Wanted { random_mac: Some(first.mac), ..Wanted::default() };
-        assert_eq!(agree(&double, wanted).unwrap().mac, first.mac);
-        assert_ne!(agree(&double, Wanted::default()).unwrap().mac, first.mac);
+        let first = agree(&double, wanted(&WISHES)).unwrap();
+        assert!(
+            first.address.random && first.address.mac.is_valid_unicast() && first.address.mac.0[0] & 2 != 0
+        );
+        assert_eq!(words::mac_of(&double.heard(verb::SET_MAC)[0]), first.address.mac);
+        let wishes = WISHES;
+        let again = Wanted { random_mac: Some(first.address.mac), ..wanted(&wishes) };
+        assert_eq!(agree(&double, again).unwrap().address.mac, first.address.mac);
+        assert_ne!(agree(&double, wanted(&WISHES)).unwrap().address.mac, first.address.mac);
     }
 
     #[test]
     fn an_address_that_is_wanted_is_asked_for_and_one_that_is_refused_is_told() {
         let double = Double::new();
         let wished = MacAddress([0x52, 0x54, 0, 0, 0, 0x77]);
-        let wanted = Wanted { mac: Some(wished), ..Wanted::default() };
-        let agreed = agree(&double, wanted).unwrap();
-        assert_eq!((agreed.mac, agreed.refused_mac, agreed.random_mac), (wished, None, false));
+        let wishes = Wishes { mac: Some(wished), ..WISHES };
+        let agreed = agree(&double, wanted(&wishes)).unwrap();
+        assert_eq!(
+            (agreed.address.mac, agreed.address.refused, agreed.address.random),
+            (wished, None, false)
+        );
         double.set(|pf| pf.keeps_mac = true);
-        let agreed = agree(&double, wanted).unwrap();
-        assert_eq!((agreed.mac, agreed.refused_mac), (double.mac(), Some(wished)));
-        let own = Wanted { mac: Some(double.mac()), ..Wanted::default() };
-        assert_eq!(agree(&double, own).unwrap().refused_mac, None, "it has it already");
+        let agreed = agree(&double, wanted(&wishes)).unwrap();
+        assert_eq!((agreed.address.mac, agreed.address.refused), (double.mac(), Some(wished)));
+        let own = Wishes { mac: Some(double.mac()), ..WISHES };
+        assert_eq!(agree(&double, wanted(&own)).unwrap().address.refused, None, "it has it already");
         double.set(|pf| pf.no_mac = true);
-        assert!(matches!(agree(&double, wanted), Err(Disagreement::MacRefused(_))));
+        assert!(matches!(agree(&double, wanted(&wishes)), Err(Disagreement::MacRefused(_))));
     }
 
     #[test]
     fn vlans_are_asked_for_one_by_one() {
         let double = Double::new();
         double.set(|pf| pf.refused_vlan = 8);
-        let agreed = agree(&double, Wanted { vlans: &[7, 8, 4094], ..Wanted::default() }).unwrap();
+        let agreed = agree(&double, wanted(&Wishes { vlans: vec![7, 8, 4094], ..WISHES })).unwrap();
         let asked: Vec<_> =
             double.heard(verb::SET_VLAN).iter().map(|message| (message[0] >> 16, message[1])).collect();
         assert_eq!((asked, agreed.refused_vlans), (vec![(1, 7), (1, 8), (1, 4094)], vec![8]));
@@ -256,10 +216,10 @@ mod tests {
     fn pf_problems_are_told_apart() {
         let double = Double::new();
         double.set(|pf| pf.silent = true);
-        assert_eq!(agree(&double, Wanted::default()), Err(MailboxError::Silent.into()));
+        assert_eq!(agree(&double, wanted(&WISHES)), Err(MailboxError::Silent.into()));
         double.set(|pf| pf.control |= RSTI);
-        assert_eq!(agree(&double, Wanted::default()), Err(MailboxError::PfInReset.into()));
+        assert_eq!(agree(&double, wanted(&WISHES)), Err(MailboxError::PfInReset.into()));
         double.set(|pf| pf.gone = true);
-        assert_eq!(agree(&double, Wanted::default()), Err(MailboxError::Gone.into()));
+        assert_eq!(agree(&double, wanted(&WISHES)), Err(MailboxError::Gone.into()));
     }
 }

@@ -27,18 +27,18 @@ use std::sync::atomic::Ordering;
 
 pub use crate::intel::mailbox::Patience;
 
-use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues, Receive, Transmit};
-use crate::intel::mailbox::{Mailbox, MailboxError, PfNotice};
-use crate::intel::pair::{self, PairMemory};
-use crate::intel::rx::{Bell, ReceiveCounters};
+use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues};
+use crate::intel::Family;
+use crate::intel::agreement;
+use crate::intel::mailbox::Mailbox;
+use crate::intel::pair::{self, Pairs};
+use crate::intel::rx::ReceiveCounters;
 use crate::intel::tx::TransmitCounters;
-use crate::intel::{Family, IntelReceive, IntelTransmit};
 use crate::mac::MacAddress;
-use crate::memory::DmaMap;
 use crate::pci::{Ids, PciFunction};
 use crate::registers::{ALL_ONES, Caching, Registers};
 use crate::vf::{Agreed, Place, Rung, Vf, VfDriver, Wishes};
-use handshake::{Disagreement, Grant, Wanted};
+use handshake::{Grant, Wanted};
 use registers::*;
 use statistics::Statistics;
 
@@ -120,51 +120,13 @@ impl Igbvf {
         self.wishes.queue_pairs.get().min(self.most_pairs)
     }
 
-    fn disagreement(&self, cause: Disagreement) -> DeviceError {
-        let place = &self.place;
-        match cause {
-            Disagreement::Mailbox(MailboxError::Gone) => DeviceError::NotFound(format!(
-                "{place} does not answer: it has left the machine, or its memory is disabled; see dmesg"
-            )),
-            Disagreement::Mailbox(cause) => DeviceError::NotReady(format!(
-                "{place}: {cause}; its interface must be up, with the kernel's driver: ip link set {} up",
-                place.pf()
-            )),
-            Disagreement::MacRefused(mac) => DeviceError::NotReady(format!(
-                "{place}: the PF gave the VF no address and refuses {mac}; give it one: ip link set {} mac {mac}",
-                place.at_pf()
-            )),
-        }
-    }
-
     fn notices(&self, grant: &Grant) -> Vec<String> {
-        let (name, place, mac) = (&self.place, self.place.at_pf(), grant.mac);
-        let mut notices = Vec::new();
-        if let Some(wished) = grant.refused_mac {
-            notices.push(format!(
-                "{name}: the PF refuses {wished} as the VF's address, which stays {mac}; set it there: \
-                 ip link set {place} mac {wished}"
-            ));
-        }
-        if !grant.refused_vlans.is_empty() {
-            notices.push(format!(
-                "{name}: the PF refuses VLANs {:?}, so their frames do not arrive; it may have put the VF into a VLAN of \
-                 its own, which is undone by: ip link set {place} vlan 0",
-                grant.refused_vlans
-            ));
-        }
+        let (name, place, mac) = (&self.place, self.place.at_pf(), grant.address.mac);
+        let mut notices = agreement::notices(&self.place, &grant.address, &grant.refused_vlans);
         let wished = self.wishes.queue_pairs.get();
         if wished > self.most_pairs {
-            notices.push(format!(
-                "{name} has {} queue pairs, fewer than the {wished} wished for",
-                self.most_pairs
-            ));
-        }
-        if grant.random_mac {
-            notices.push(format!(
-                "{name}: the PF gave the VF no address; it uses {mac}, drawn by lot, until it is opened anew; \
-                 set one: ip link set {place} mac {mac}"
-            ));
+            let most = self.most_pairs;
+            notices.push(format!("{name}: of the {wished} queue pairs wished for it has {most}"));
         }
         if !grant.unicast_promiscuous {
             notices.push(format!(
@@ -188,26 +150,6 @@ impl Igbvf {
         }
         notices
     }
-
-    /// Gives the receive queues an interrupt each, which stays masked until its queue asks for it. Without, queues are polled.
-    fn interrupts(&self) -> Vec<Option<Bell>> {
-        let pairs = self.pairs();
-        let mut bells: Vec<Option<Bell>> = (0..pairs).map(|_| None).collect();
-        match self.function.interrupts(usize::from(pairs)) {
-            Ok(rung) => {
-                let vectors = (1 << pairs) - 1;
-                self.registers.write(EIMC, vectors);
-                self.registers.write(IVAR, ivar(pairs));
-                self.registers.write(EIAC, vectors);
-                self.registers.write(EIAM, vectors);
-                for (queue, (entry, bell)) in bells.iter_mut().zip(rung).enumerate() {
-                    *entry = Some(Bell { bell, vector: 1 << queue });
-                }
-            }
-            Err(cause) => tracing::debug!(device = %self.place, %cause, "no interrupts"),
-        }
-        bells
-    }
 }
 
 impl VfDriver for Igbvf {
@@ -217,19 +159,18 @@ impl VfDriver for Igbvf {
 
     fn agree(&mut self) -> Result<Agreed, DeviceError> {
         let wanted = Wanted {
-            mac: self.wishes.mac,
+            wishes: &self.wishes,
             random_mac: self.random_mac,
-            vlans: &self.wishes.vlans,
             hashed_groups: self.hashed_groups,
             longest_frame: self.family.longest_frame,
         };
         let grant = handshake::shake(&*self.registers, &mut self.mailbox, &wanted)
-            .map_err(|cause| self.disagreement(cause))?;
+            .map_err(|cause| agreement::explain(&self.place, cause))?;
         self.statistics.rebase(&*self.registers);
-        self.random_mac = grant.random_mac.then_some(grant.mac);
+        self.random_mac = grant.address.random.then_some(grant.address.mac);
         self.max_frame = grant.max_frame;
         Ok(Agreed {
-            mac: grant.mac,
+            mac: grant.address.mac,
             max_frame: grant.max_frame,
             filters_by_mac: !grant.unicast_promiscuous,
             notices: self.notices(&grant),
@@ -237,35 +178,17 @@ impl VfDriver for Igbvf {
     }
 
     fn enable(&mut self) -> Result<Queues, DeviceError> {
-        let mut memories = Vec::new();
-        for queue in 0..self.pairs() {
-            let map = Arc::clone(&self.function) as Arc<dyn DmaMap>;
-            let memory = PairMemory::new(map, &format!("igbvf {} {queue}", self.place))?;
-            pair::switch_on(&*self.registers, self.family, queue, &memory).map_err(|cause| {
-                DeviceError::Failed(format!(
-                    "{}: {} queue {} does not start; unbind the VF from vfio-pci and bind it again",
-                    self.place, cause.direction, cause.queue
-                ))
-            })?;
-            memories.push(memory);
-        }
-        let mut queues = Queues::default();
-        for ((queue, memory), bell) in (0..).zip(memories).zip(self.interrupts()) {
-            let PairMemory { receive, transmit, transmit_buffers } = memory;
-            let registers = || Arc::clone(&self.registers);
-            let counters = Arc::clone(&self.receive);
-            let receive = IntelReceive::new(registers(), self.family, queue, receive, counters);
-            queues.receive.push(Receive::Intel(receive.with_bell(bell)));
-            queues.transmit.push(Transmit::Intel(IntelTransmit::new(
-                registers(),
-                self.family,
-                queue,
-                [transmit, transmit_buffers],
-                self.max_frame,
-                Arc::clone(&self.transmit),
-            )));
-        }
-        Ok(queues)
+        let pairs = Pairs {
+            device: &self.place,
+            driver: Self::NAME,
+            function: &self.function,
+            registers: &self.registers,
+            family: self.family,
+            max_frame: self.max_frame,
+            received: &self.receive,
+            transmitted: &self.transmit,
+        };
+        pairs.start(self.pairs())
     }
 
     fn quiesce(&mut self) -> bool {
@@ -277,16 +200,7 @@ impl VfDriver for Igbvf {
     }
 
     fn listen(&mut self, events: &mut Vec<DeviceEvent>) {
-        let place = &self.place;
-        match self.mailbox.listen() {
-            PfNotice::Nothing | PfNotice::Ping => {}
-            PfNotice::Reset => events.push(DeviceEvent::ResetNeeded {
-                reason: format!("{place}: the PF was reset, or has reset the VF"),
-            }),
-            PfNotice::Gone => events.push(DeviceEvent::Gone {
-                reason: format!("{place} does not answer any more: it has left the machine"),
-            }),
-        }
+        events.extend(agreement::event(&self.place, self.mailbox.listen()));
     }
 
     fn link(&mut self) -> Link {

@@ -28,6 +28,8 @@ pub const IVAR: u32 = 0x1700;
 /// Where the mailbox is: V2PMAILBOX and VMBMEM.
 pub const MAILBOX: MailboxPlace = MailboxPlace { control: 0x0c40, words: 0x0800 };
 
+/// Buffer sizes, descriptor format, what happens without descriptors, among a receive queue's registers.
+pub const SRRCTL: u32 = 0x0c;
 /// Frames dropped for want of a descriptor, among a receive queue's registers; cleared when read.
 pub const RQDPC: u32 = 0x30;
 
@@ -49,12 +51,6 @@ pub const VFGPTLBC: u32 = 0x0f44;
 pub const VFGORLBC: u32 = 0x0f48;
 /// Bytes of good frames sent to other functions of the port.
 pub const VFGOTLBC: u32 = 0x0f50;
-
-/// IVAR: receive queue n of `queues` has vector n; the transmit queues have none.
-pub fn ivar(queues: u16) -> u32 {
-    (0..u32::from(queues)).map(|queue| (IVAR_VALID | queue) << (16 * queue)).sum()
-}
-const IVAR_VALID: u32 = 1 << 7;
 
 /// CTRL: resets the VF.
 pub const CTRL_RST: u32 = 1 << 26;
@@ -82,16 +78,21 @@ pub(crate) const RINGS: Family = Family {
     receive: 0x2800,
     transmit: 0x3800,
     stride: 0x100,
-    srrctl: 0x0c,
-    srrctl_value: SRRCTL_ONE_BUFFER | SRRCTL_DROP | (BUFFER_SIZE / SRRCTL_UNIT),
+    receive_settings: &[(SRRCTL, SRRCTL_ONE_BUFFER | SRRCTL_DROP | (BUFFER_SIZE / SRRCTL_UNIT))],
+    transmit_settings: &[],
     rxdctl: RXDCTL_THRESHOLDS,
     txdctl: TXDCTL_THRESHOLDS,
     eims: EIMS,
     eimc: EIMC,
+    eiac: EIAC,
+    eiam: EIAM,
+    ivar: IVAR,
     // RXE, and the bits CE, SE, SEQ and CXE that older parts set in the same field.
     damaged: 0x9700_0000,
     // IPE and L4E.
     wrong_checksum: 1 << 30 | 1 << 29,
+    // VP, which is set where the tag was taken off alone.
+    tag_taken: 1 << 3,
     swaps_looped_tags: false,
     longest_frame: 9728,
     longest_buffer: 32 << 10,

@@ -33,8 +33,6 @@ pub struct Received {
 impl Received {
     const DONE: u32 = 1;
     const END: u32 = 1 << 1;
-    /// VP: the VLAN tag was taken off the frame and stands in the descriptor.
-    const TAG_TAKEN: u32 = 1 << 3;
     /// L4CS: the checksum of TCP or UDP was looked at.
     const CHECKSUM_SEEN: u32 = 1 << 5;
     /// LB: sent by another function of the same port.
@@ -78,7 +76,7 @@ impl Received {
     /// The VLAN tag that the device took off the frame, if it did: TPID and TCI as on the wire. Told with the last buffer.
     #[inline]
     pub fn tag(self, family: &Family) -> Option<[u8; 4]> {
-        if self.status() & Self::TAG_TAKEN == 0 {
+        if self.status() & family.tag_taken == 0 {
             return None;
         }
         let field = (self.word >> 48) as u16;

@@ -10,10 +10,11 @@ pub struct Family {
     pub transmit: u32,
     /// Bytes from the registers of one queue to those of the next.
     pub stride: u32,
-    /// SRRCTL, counted from the receive queue's first register.
-    pub srrctl: u32,
-    /// What SRRCTL is set to: one buffer a descriptor, its size, frames without a descriptor are dropped.
-    pub srrctl_value: u32,
+    /// Registers of a receive queue that are set before it is switched on, counted from its first, and their values: SRRCTL
+    /// with one buffer a descriptor and its size, and that frames without a descriptor are dropped.
+    pub receive_settings: &'static [(u32, u32)],
+    /// The same of a transmit queue.
+    pub transmit_settings: &'static [(u32, u32)],
     /// RXDCTL without the bit that enables the queue.
     pub rxdctl: u32,
     /// TXDCTL without the bit that enables the queue.
@@ -22,10 +23,19 @@ pub struct Family {
     pub eims: u32,
     /// Extended interrupt mask clear.
     pub eimc: u32,
+    /// Vectors whose cause is cleared when they have interrupted.
+    pub eiac: u32,
+    /// Vectors that are masked when they have interrupted.
+    pub eiam: u32,
+    /// The vectors of queues 0 and 1: a byte each for receive queue 0, transmit queue 0, receive queue 1, transmit queue 1.
+    /// Those of further queues follow.
+    pub ivar: u32,
     /// Bits of a received descriptor's status and errors that say that the frame is damaged.
     pub damaged: u32,
     /// Bits that say that a checksum is wrong: the frame is delivered as it came.
     pub wrong_checksum: u32,
+    /// The bit that says that a VLAN tag was taken off a frame and stands in the descriptor; 0 where none ever is.
+    pub tag_taken: u32,
     /// The VLAN tag that was taken from a frame which another function of the same port sent has its bytes swapped (I350;
     /// DPDK's `IGB_RXQ_FLAG_LB_BSWAP_VLAN`).
     pub swaps_looped_tags: bool,
@@ -58,6 +68,12 @@ pub const ENABLE: u32 = 1 << 25;
 
 /// Descriptors of each ring; RDLEN and TDLEN take multiples of 128 bytes, up to 32768 at least.
 pub const RING: u16 = 1024;
+
+/// Vectors that a VF has.
+pub const VECTORS: u16 = 3;
+
+/// IVAR: this queue has a vector.
+pub const IVAR_VALID: u32 = 1 << 7;
 
 /// Bytes of the FCS, which the device adds and takes away.
 pub const FCS: u32 = 4;

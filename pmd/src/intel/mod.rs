@@ -1,6 +1,7 @@
 //! What Intel's VF families (82576, I350; 82599, X540, X550) have in common: descriptors, rings, the mailbox and its messages.
 //! In what their rings differ is a [`Family`].
 
+pub mod agreement;
 pub mod context;
 pub mod counter;
 pub mod descriptor;

@@ -5,11 +5,14 @@ use std::thread;
 use std::time::Duration;
 
 use super::descriptor;
-use super::family::{ENABLE, Family, RING, ring};
-use super::rx::{ReceiveMemory, TAG};
-use crate::device::DeviceError;
+use super::family::{ENABLE, Family, IVAR_VALID, RING, VECTORS, ring};
+use super::rx::{Bell, IntelReceive, ReceiveCounters, ReceiveMemory, TAG};
+use super::tx::{IntelTransmit, TransmitCounters};
+use crate::device::{DeviceError, Queues, Receive, Transmit};
 use crate::memory::{BUFFER_SIZE, BufferPool, DmaMap, DmaMemory, DmaSlice, SlotBuffers};
+use crate::pci::PciFunction;
 use crate::registers::{ALL_ONES, Registers};
+use crate::vf::Place;
 
 /// Bytes of both rings together with all buffers: three huge pages.
 const MEMORY: usize = 6 << 20;
@@ -54,45 +57,113 @@ impl PairMemory {
     }
 }
 
-/// A queue that does not start, as a part of a sentence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotStarted {
-    /// `receive` or `transmit`.
-    pub direction: &'static str,
-    /// Its number.
-    pub queue: u16,
+/// What all queue pairs of a VF have in common.
+#[derive(Debug)]
+pub struct Pairs<'a> {
+    /// For messages.
+    pub device: &'a Place,
+    /// The driver, for `/proc/PID/maps`.
+    pub driver: &'static str,
+    /// What it reaches memory through, and what interrupts.
+    pub function: &'a Arc<dyn PciFunction>,
+    /// Its registers.
+    pub registers: &'a Arc<dyn Registers>,
+    /// Its kind.
+    pub family: &'static Family,
+    /// Longest frame in bytes, without FCS.
+    pub max_frame: u32,
+    /// What the receive queues count.
+    pub received: &'a Arc<ReceiveCounters>,
+    /// What the transmit queues count.
+    pub transmitted: &'a Arc<TransmitCounters>,
 }
 
-/// Programs both rings of queue pair `queue` and switches them on.
-pub fn switch_on(
-    registers: &dyn Registers,
-    family: &Family,
-    queue: u16,
-    memory: &PairMemory,
-) -> Result<(), NotStarted> {
-    let start = |first: u32, slice: &DmaSlice, extra: Option<(u32, u32)>, control: u32| {
-        let write = |register: u32, value| registers.write(first + register, value);
-        write(ring::CONTROL, 0);
-        write(ring::BASE_LOW, slice.iova() as u32);
-        write(ring::BASE_HIGH, (slice.iova() >> 32) as u32);
-        write(ring::LENGTH, RING_BYTES as u32);
-        if let Some((register, value)) = extra {
-            write(register, value);
+impl Pairs<'_> {
+    /// Gets memory for `count` queue pairs and switches them on.
+    pub fn start(&self, count: u16) -> Result<Queues, DeviceError> {
+        let mut memories = Vec::new();
+        for queue in 0..count {
+            let map = Arc::clone(self.function) as Arc<dyn DmaMap>;
+            let memory = PairMemory::new(map, &format!("{} {} {queue}", self.driver, self.device))?;
+            self.switch_on(queue, &memory)?;
+            memories.push(memory);
         }
-        write(ring::HEAD, 0);
-        write(ring::TAIL, 0);
-        write(ring::CONTROL, ENABLE | control);
-        wait_enabled(registers, first + ring::CONTROL)
-    };
-    let receive = family.receive_at(queue, 0);
-    let extra = Some((family.srrctl, family.srrctl_value));
-    if !start(receive, &memory.receive.ring, extra, family.rxdctl) {
-        return Err(NotStarted { direction: "receive", queue });
+        let mut queues = Queues::default();
+        for ((queue, memory), bell) in (0..).zip(memories).zip(self.bells(count)) {
+            let PairMemory { receive, transmit, transmit_buffers } = memory;
+            let registers = || Arc::clone(self.registers);
+            let counters = Arc::clone(self.received);
+            let receive = IntelReceive::new(registers(), self.family, queue, receive, counters);
+            queues.receive.push(Receive::Intel(receive.with_bell(bell)));
+            queues.transmit.push(Transmit::Intel(IntelTransmit::new(
+                registers(),
+                self.family,
+                queue,
+                [transmit, transmit_buffers],
+                self.max_frame,
+                Arc::clone(self.transmitted),
+            )));
+        }
+        Ok(queues)
     }
-    if !start(family.transmit_at(queue, 0), &memory.transmit, None, family.txdctl) {
-        return Err(NotStarted { direction: "transmit", queue });
+
+    /// Programs both rings of a queue pair and switches them on.
+    fn switch_on(&self, queue: u16, memory: &PairMemory) -> Result<(), DeviceError> {
+        let start = |first: u32, slice: &DmaSlice, settings: &[(u32, u32)], control: u32| {
+            let write = |register: u32, value| self.registers.write(first + register, value);
+            write(ring::CONTROL, 0);
+            write(ring::BASE_LOW, slice.iova() as u32);
+            write(ring::BASE_HIGH, (slice.iova() >> 32) as u32);
+            write(ring::LENGTH, RING_BYTES as u32);
+            for (register, value) in settings {
+                write(*register, *value);
+            }
+            write(ring::HEAD, 0);
+            write(ring::TAIL, 0);
+            write(ring::CONTROL, ENABLE | control);
+            wait_enabled(&**self.registers, first + ring::CONTROL)
+        };
+        let family = self.family;
+        let failed = |direction| {
+            DeviceError::Failed(format!(
+                "{}: {direction} queue {queue} does not start; unbind the VF from vfio-pci and bind it again",
+                self.device
+            ))
+        };
+        let receive = family.receive_at(queue, 0);
+        if !start(receive, &memory.receive.ring, family.receive_settings, family.rxdctl) {
+            return Err(failed("receive"));
+        }
+        let transmit = family.transmit_at(queue, 0);
+        if !start(transmit, &memory.transmit, family.transmit_settings, family.txdctl) {
+            return Err(failed("transmit"));
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Gives the receive queues an interrupt each, as far as there are any, which stays masked until its queue asks for it.
+    /// Without, a queue is polled.
+    fn bells(&self, pairs: u16) -> Vec<Option<Bell>> {
+        let count = pairs.min(VECTORS);
+        let mut bells: Vec<Option<Bell>> = (0..pairs).map(|_| None).collect();
+        match self.function.interrupts(usize::from(count)) {
+            Ok(rung) => {
+                let (vectors, count) = ((1 << count) - 1, u32::from(count));
+                self.registers.write(self.family.eimc, vectors);
+                for first in (0..count).step_by(2) {
+                    let entry = |queue: u32| if queue < count { IVAR_VALID | queue } else { 0 };
+                    self.registers.write(self.family.ivar + 2 * first, entry(first) | entry(first + 1) << 16);
+                }
+                self.registers.write(self.family.eiac, vectors);
+                self.registers.write(self.family.eiam, vectors);
+                for (queue, (entry, bell)) in bells.iter_mut().zip(rung).enumerate() {
+                    *entry = Some(Bell { bell, vector: 1 << queue });
+                }
+            }
+            Err(cause) => tracing::debug!(device = %self.device, %cause, "no interrupts"),
+        }
+        bells
+    }
 }
 
 fn wait_enabled(registers: &dyn Registers, control: u32) -> bool {

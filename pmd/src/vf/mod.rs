@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use crate::device::{Device, DeviceError};
 use crate::igbvf::{self, Igbvf};
+use crate::ixgbevf::{self, Ixgbevf};
 use crate::pci::{Address, Ids, PciFunction, Sysfs};
 use crate::vfio::Function;
 
@@ -47,20 +48,35 @@ struct Driver {
 }
 
 /// Every driver.
-const DRIVERS: &[Driver] = &[Driver {
-    name: "igbvf",
-    ids: &igbvf::IDS,
-    open: |found| {
-        let setup = igbvf::Setup {
-            place: found.place,
-            ids: found.ids,
-            wishes: found.wishes,
-            patience: igbvf::Patience::default(),
-            hashed_groups: found.is_qemu,
-        };
-        Ok(Box::new(Igbvf::open(found.function, setup)?))
+const DRIVERS: &[Driver] = &[
+    Driver {
+        name: "igbvf",
+        ids: &igbvf::IDS,
+        open: |found| {
+            let setup = igbvf::Setup {
+                place: found.place,
+                ids: found.ids,
+                wishes: found.wishes,
+                patience: igbvf::Patience::default(),
+                hashed_groups: found.is_qemu,
+            };
+            Ok(Box::new(Igbvf::open(found.function, setup)?))
+        },
     },
-}];
+    Driver {
+        name: "ixgbevf",
+        ids: &ixgbevf::IDS,
+        open: |found| {
+            let setup = ixgbevf::Setup {
+                place: found.place,
+                ids: found.ids,
+                wishes: found.wishes,
+                patience: ixgbevf::Patience::default(),
+            };
+            Ok(Box::new(Ixgbevf::open(found.function, setup)?))
+        },
+    },
+];
 
 /// Subsystem vendor that QEMU's models carry unless they are told another.
 const QEMU: u16 = 0x1af4;

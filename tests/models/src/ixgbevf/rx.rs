@@ -155,7 +155,7 @@ impl Receive {
             let mut vlan = 0;
             if n == last {
                 state |= EOP | status;
-                lower = u64::from(hash.0) | u64::from(hash.1) << 32;
+                lower = u64::from(hash.0) | packet_type(frame) | u64::from(hash.1) << 32;
                 vlan = tag.unwrap_or(0);
             }
             match wrong {
@@ -171,6 +171,18 @@ impl Receive {
         }
         Received::Delivered
     }
+}
+
+/// What the frame is (packet type): IPv4 or IPv6, TCP or UDP.
+fn packet_type(frame: &[u8]) -> u64 {
+    let Some(flow) = Flow::of(frame) else { return 0 };
+    let ip = if flow.version == 4 { 1 << 4 } else { 1 << 6 };
+    let transport = match flow.protocol {
+        _ if flow.ports.is_empty() => 0,
+        6 => 1 << 8,
+        _ => 1 << 9,
+    };
+    ip | transport
 }
 
 /// Which checksums were looked at, and which are wrong.
