@@ -30,7 +30,7 @@ pub use crate::intel::mailbox::Patience;
 use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues};
 use crate::intel::agreement;
 use crate::intel::mailbox::{Mailbox, PfNotice};
-use crate::intel::message::{Answer, plain};
+use crate::intel::message::{Answer, CLEAR_TO_SEND, plain};
 use crate::intel::pair::{self, Pairs};
 use crate::intel::rx::ReceiveCounters;
 use crate::intel::tx::TransmitCounters;
@@ -151,12 +151,20 @@ impl Ixgbevf {
     }
 
     /// Asks whether the PF lets the VF have a link (`ip link set PF vf N state disable`); where it cannot be asked, it does.
-    fn ask_for_link(&mut self) {
-        if self.api >= Api::V12
-            && let Ok((Answer::Granted, reply)) =
-                self.mailbox.ask(message::verb::GET_LINK_STATE, &plain(message::verb::GET_LINK_STATE))
-        {
-            self.link_allowed = reply[1] != 0;
+    /// Whether the PF still listens to this VF.
+    fn ask_for_link(&mut self) -> bool {
+        const VERB: u32 = message::verb::GET_LINK_STATE;
+        if self.api < Api::V12 {
+            return true;
+        }
+        match self.mailbox.ask(VERB, &plain(VERB)) {
+            Ok((_, reply)) if reply[0] & CLEAR_TO_SEND == 0 => false,
+            Ok((Answer::Granted, reply)) => {
+                self.link_allowed = reply[1] != 0;
+                true
+            }
+            // It does not say; or it says nothing at all, which the next hand-shake will find out.
+            Ok(_) | Err(_) => true,
         }
     }
 }
@@ -210,9 +218,9 @@ impl VfDriver for Ixgbevf {
     }
 
     fn listen(&mut self, events: &mut Vec<DeviceEvent>) {
-        let notice = self.mailbox.listen();
-        if notice == PfNotice::Ping {
-            self.ask_for_link();
+        let mut notice = self.mailbox.listen();
+        if notice == PfNotice::Ping && !self.ask_for_link() {
+            notice = PfNotice::Reset;
         }
         events.extend(agreement::event(&self.place, notice));
     }

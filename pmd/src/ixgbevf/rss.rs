@@ -36,3 +36,29 @@ pub fn spread(registers: &dyn Registers, queues: u16, own: bool) {
     }
     registers.write(VFMRQC, if queues > 1 { MRQC_RSS } else { 0 });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::igbvf::double::Double;
+
+    #[test]
+    fn queues_take_turns_in_the_table_and_the_key_is_that_of_the_suite() {
+        let double = Double::new();
+        spread(&*double, 4, true);
+        assert_eq!((double.peek(VFPSRTYPE), double.peek(VFMRQC) & 1), (2 << 29, 1));
+        assert_eq!((double.peek(VFRETA), double.peek(VFRETA + 60)), (0x0302_0100, 0x0302_0100));
+        let key: Vec<u8> = (0..10).flat_map(|n| double.peek(VFRSSRK + 4 * n).to_le_bytes()).collect();
+        assert_eq!((&key[..4], &key[36..]), (&[0x6d, 0x5a, 0x56, 0xda][..], &[0xbe, 0xac, 0x01, 0xfa][..]));
+        assert_eq!(double.writes(VFRETA + 64), 0);
+    }
+
+    #[test]
+    fn one_queue_needs_no_table_and_older_devices_have_none() {
+        let double = Double::new();
+        spread(&*double, 1, true);
+        assert_eq!((double.peek(VFPSRTYPE), double.peek(VFMRQC), double.writes(VFRETA)), (0, 0, 0));
+        spread(&*double, 2, false);
+        assert_eq!((double.peek(VFPSRTYPE), double.writes(VFMRQC)), (1 << 29, 1), "the first one's");
+    }
+}

@@ -9,6 +9,7 @@ use std::time::Duration;
 use models::Exam;
 use models::rate::Rate;
 use pmd::igbvf::{self, Igbvf};
+use pmd::ixgbevf::{self, Ixgbevf};
 use pmd::pci::Address;
 use pmd::vf::{Place, Wishes};
 
@@ -19,7 +20,7 @@ const SIZES: [usize; 2] = [64, 1514];
 type Driver = (&'static str, fn(usize, Duration) -> Rate);
 
 /// All drivers.
-const DRIVERS: &[Driver] = &[("igbvf", igbvf)];
+const DRIVERS: &[Driver] = &[("igbvf", igbvf), ("ixgbevf", ixgbevf)];
 
 fn place() -> Place {
     let Some(address) = Address::new(0, 1, 0x10, 0) else { panic!("no address") };
@@ -36,6 +37,17 @@ fn igbvf(size: usize, time: Duration) -> Rate {
     };
     let model = models::igbvf::Igbvf::default();
     Exam::start(model, |function| Igbvf::open(function, setup)).rate(size, time)
+}
+
+fn ixgbevf(size: usize, time: Duration) -> Rate {
+    let setup = ixgbevf::Setup {
+        place: place(),
+        ids: ixgbevf::IDS[2],
+        wishes: Wishes::default(),
+        patience: ixgbevf::Patience::default(),
+    };
+    let model = models::ixgbevf::Ixgbevf::new(models::ixgbevf::Options::default());
+    Exam::start(model, |function| Ixgbevf::open(function, setup)).rate(size, time)
 }
 
 fn main() -> ExitCode {
