@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::descriptor;
 use super::family::{ENABLE, Family, IVAR_VALID, RING, VECTORS, ring};
@@ -25,8 +25,8 @@ const _: () = assert!(BUFFERS > 3 * RING as usize / 2);
 /// Looks at a queue that is being enabled, and the time between two: 100 ms.
 const ENABLE_LOOKS: u32 = 100;
 const ENABLE_INTERVAL: Duration = Duration::from_millis(1);
-/// Looks at a queue that is being disabled, and the time between two: 10 ms.
-const DISABLE_LOOKS: u32 = 100;
+/// Time that a queue has to be disabled, and between two looks at it.
+const DISABLE_TIME: Duration = Duration::from_millis(10);
 const DISABLE_INTERVAL: Duration = Duration::from_micros(100);
 
 /// The memory of a queue pair.
@@ -194,11 +194,16 @@ pub fn disable(registers: &dyn Registers, controls: impl Iterator<Item = u32> + 
         }
         registers.write(control, value & !ENABLE);
     }
-    for _ in 0..DISABLE_LOOKS {
+    let deadline = Instant::now() + DISABLE_TIME;
+    loop {
+        // The time is taken before the look: whoever was kept from running meanwhile looks once more.
+        let late = Instant::now() > deadline;
         if controls.clone().all(|control| registers.read(control) & ENABLE == 0) {
             return true;
         }
+        if late {
+            return false;
+        }
         thread::sleep(DISABLE_INTERVAL);
     }
-    false
 }

@@ -539,7 +539,7 @@ fn borrowed_frames_come_back_from_a_device_that_stalls() {
     assert!(done.is_empty());
     queue.abort(&mut done);
     assert_eq!((done[..].len(), queue.outstanding()), (1, 0));
-    assert!(begin.elapsed() < Duration::from_millis(100));
+    assert!(begin.elapsed() < Duration::from_secs(1));
     exam.function.with(|model, _| model.stalled = false);
     assert!(exam.recovers() && exam.traffic_is_back());
     exam.no_faults();

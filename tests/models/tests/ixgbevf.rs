@@ -525,7 +525,7 @@ fn a_device_that_never_reports_what_it_sent_takes_a_ring_and_no_more() {
         assert_eq!(taken, 1022, "{kind:?}: a ring, but for its context");
         let (mut done, begin) = (Completions::new(), Instant::now());
         exam.queues().transmit[0].abort(&mut done);
-        assert!(exam.queues().transmit[0].outstanding() == 0 && begin.elapsed() < Duration::from_millis(100));
+        assert!(exam.queues().transmit[0].outstanding() == 0 && begin.elapsed() < Duration::from_secs(1));
         exam.no_faults();
     }
 }
@@ -595,6 +595,6 @@ fn a_queue_that_cannot_be_switched_off_costs_the_function_a_reset() {
     let (resets, begin) = (exam.function.resets(), Instant::now());
     exam.stop();
     assert_eq!((exam.function.resets() - resets, exam.function.mappings()), (1, 0));
-    assert!(begin.elapsed() < Duration::from_millis(100));
+    assert!(begin.elapsed() < Duration::from_secs(1));
     exam.no_faults();
 }

@@ -19,7 +19,7 @@ fn it_stops_and_starts_100_times_and_leaves_nothing_behind() {
     let model = Model::new(Options { mac, queues: 4, ..Options::default() });
     let mut exam = Exam::start(model, |function| {
         let place = Place { address: "0000:01:10.0".parse().unwrap(), pf: None };
-        let wishes = Wishes { queue_pairs: 4.try_into().unwrap(), ..Wishes::default() };
+        let wishes = Wishes { queue_pairs: 2.try_into().unwrap(), ..Wishes::default() };
         let patience = Patience { interval: Duration::from_micros(50), looks: 40 };
         Ixgbevf::open(function as Arc<dyn PciFunction>, Setup { place, ids: IDS[2], wishes, patience })
     });
