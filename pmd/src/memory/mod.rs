@@ -3,6 +3,7 @@
 pub mod dma;
 pub mod guest;
 pub mod pool;
+pub mod sigbus;
 pub mod slots;
 
 pub use dma::{DmaAccess, DmaMap, DmaMemory, DmaSlice};
