@@ -2,6 +2,7 @@
 
 pub mod dma;
 pub mod guest;
+pub(crate) mod physical;
 pub mod pool;
 pub mod sigbus;
 pub mod slots;
