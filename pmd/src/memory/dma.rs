@@ -362,6 +362,48 @@ pub(crate) mod tests {
         assert!(map.mapped.lock().unwrap().is_empty());
     }
 
+    /// A map without an IOMMU, which says where memory is.
+    #[derive(Debug)]
+    struct Physical;
+
+    impl DmaMap for Physical {
+        unsafe fn map(
+            &self,
+            ptr: *mut u8,
+            len: usize,
+            align: usize,
+            _: DmaAccess,
+        ) -> Result<u64, DeviceError> {
+            assert!(
+                align == HUGE_PAGE
+                    && len.is_multiple_of(HUGE_PAGE)
+                    && (ptr as usize).is_multiple_of(HUGE_PAGE)
+            );
+            physical::address(ptr, len)
+        }
+
+        fn unmap(&self, _: u64, _: usize) {}
+
+        fn is_physical(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn without_an_iommu_memory_is_in_one_piece_or_the_remedy_is_named() {
+        match DmaMemory::new(Arc::new(Physical), 2 * HUGE_PAGE + 1, "test") {
+            Ok(memory) => {
+                assert_eq!((memory.len(), memory.is_huge()), (3 * HUGE_PAGE, true));
+                assert!(memory.iova.is_multiple_of(HUGE_PAGE as u64));
+            }
+            Err(DeviceError::NotReady(text)) => assert!(
+                text.contains("hugepages=64 on the kernel command line") || text.contains("CAP_SYS_ADMIN"),
+                "{text}"
+            ),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
     #[test]
     fn too_small_a_memory_is_not_carved() {
         let memory = DmaMemory::new(Arc::new(FakeMap::default()), 4096, "test").unwrap();

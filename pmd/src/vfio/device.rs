@@ -76,6 +76,7 @@ impl Function {
         access: Access,
         token: Option<&VfToken>,
     ) -> Result<Arc<Self>, DeviceError> {
+        let access = AddressSpace::access_in_use(ready.group).unwrap_or(access);
         let way = Way::choose(sysfs, Path::new("/dev"), address, ready, access)?;
         let claim = AddressSpace::of_group(ready.group, &way)?.claim(address)?;
         let device = claim.space().open(address, &way, token)?;

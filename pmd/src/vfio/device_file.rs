@@ -132,6 +132,7 @@ fn parse_region(answer: &[u8]) -> Region {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn words(words: &[u32]) -> Vec<u8> {
         words.iter().flat_map(|word| word.to_ne_bytes()).collect()
@@ -155,5 +156,16 @@ mod tests {
         let mut torn = words(&[&head[..], &caps].concat());
         torn.truncate(80);
         assert_eq!(parse_region(&torn).sparse, Some(vec![(0, 0x1000)]));
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_of_the_kernel_makes_it_stumble(answer in prop::collection::vec(prop_oneof![0u32..80, any::<u32>()], 0..40)) {
+            let mut answer = answer;
+            if let Some(flags) = answer.get_mut(1) {
+                *flags |= VFIO_REGION_INFO_FLAG_CAPS;
+            }
+            parse_region(&words(&answer));
+        }
     }
 }

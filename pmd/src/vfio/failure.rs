@@ -66,6 +66,10 @@ pub(super) fn explain(
         (Step::Take, libc::EAGAIN) => DeviceError::Busy(format!(
             "{address} is just being reset or unplugged by somebody else; try again"
         )),
+        // What the kernel answers to whoever binds a device file that another process has bound.
+        (Step::Take, libc::EINVAL) if matches!(way, Way::DeviceFile { .. }) => DeviceError::Busy(format!(
+            "{address} (IOMMU group {group}) is in use by another process; find it: fuser -v {node}"
+        )),
         (_, libc::EBUSY) => DeviceError::Busy(format!(
             "{address} (IOMMU group {group}) is in use by another process; find it: fuser -v {node} /dev/vfio/{group}"
         )),
@@ -148,6 +152,7 @@ mod tests {
         not_ready(told(&way, Step::Viable, libc::EPERM, false), "iommu_groups/7");
         not_ready(told(&way, Step::Iommu, libc::EPERM, false), "vfio_iommu_type1 allow_unsafe_interrupts");
         let file = Way::DeviceFile { node: "/dev/vfio/devices/vfio3".into(), iommu: "/dev/iommu".into() };
+        assert!(matches!(told(&file, Step::Take, libc::EINVAL, false), DeviceError::Busy(_)));
         not_ready(told(&file, Step::OpenIommu, libc::EACCES, false), "chown USER /dev/iommu");
         not_ready(told(&file, Step::Attach, libc::EPERM, false), "iommufd allow_unsafe_interrupts");
         let none = Way::NoIommu { node: "/dev/vfio/noiommu-7".into() };

@@ -6,7 +6,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::access::Way;
+use super::access::{Access, Way};
 use super::device_file::DeviceFile;
 use super::failure::{Failure, Step, explain};
 use super::iommufd::Ioas;
@@ -97,6 +97,15 @@ impl AddressSpace {
         spaces.retain(|_, space| space.strong_count() > 0);
         spaces.insert(group, Arc::downgrade(&space));
         Ok(space)
+    }
+
+    /// By which way a group's functions are already in use here: others of it must be opened by the same.
+    pub(super) fn access_in_use(group: u32) -> Option<Access> {
+        let space = lock(&SPACES).as_ref()?.get(&group)?.upgrade()?;
+        Some(match space.backend {
+            Backend::Iommufd(_) => Access::DeviceFile,
+            Backend::Type1(_) | Backend::NoIommu(_) => Access::Group,
+        })
     }
 
     /// Claims the function at `address`: the kernel itself lets a process open it twice.
