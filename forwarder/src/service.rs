@@ -47,7 +47,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let guests = Guests::new(config);
     let endpoints =
         if config.sockets.dynamic { Vec::new() } else { serve(config, &guests, &relays, watch.as_ref())? };
-    let forwarder = Forwarder::new(relays, endpoints, VfOptions::default(), guests)
+    let vf_options = VfOptions { token: config.vf_token, ..VfOptions::default() };
+    let forwarder = Forwarder::new(relays, endpoints, vf_options, guests)
         .with_workers(&workers)
         .with_wishes(config.wishes());
     let forwarder = Arc::new(forwarder);
@@ -97,10 +98,10 @@ fn allow_descriptors() {
 
 /// Says what of the configuration this version cannot do.
 fn complain(config: &Config) {
-    let missing = [
-        (config.sockets.dynamic, "--dynamic-sockets: sockets cannot be added at run time; relays have none"),
-        (config.vf_token.is_some(), "--vfio-vf-token: VFs whose PF is held by VFIO cannot be opened"),
-    ];
+    let missing = [(
+        config.sockets.dynamic,
+        "--dynamic-sockets: sockets cannot be added at run time; relays have none",
+    )];
     for (_, sentence) in missing.iter().filter(|(asked, _)| *asked) {
         tracing::warn!("not available in this version: {sentence}");
     }

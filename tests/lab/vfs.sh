@@ -3,6 +3,7 @@
 #
 #   make_vfs N        N fresh VFs, VF n with MAC 52:54:00:00:00:1n; sets PF (netdev), VF0, VF1 ... (PCI addresses)
 #   load_vfio         the kernel's VFIO modules; unload_vfio: away with them
+#   allow_no_iommu    functions without an IOMMU may be handed out, too (needs `# lab: VFIO=rebuilt`)
 #   bind_vfio ADDR... hand PCI functions to vfio-pci, whatever drives them now
 #   kernel_vf ADDR NETDEV CIDR...  hand a VF to the kernel's igbvf and give it a name and addresses
 #   hugepages N       N pages of 2 MiB, and hugetlbfs on /dev/hugepages
@@ -44,7 +45,7 @@ load() {
 
 # load_vfio [allow_unsafe_interrupts=1]: the parameter is needed with `# lab: IOMMU=virtio`, which remaps no interrupts
 load_vfio() {
-    load irqbypass vfio iommufd
+    load irqbypass iommufd vfio
     [ -e /sys/module/vfio_iommu_type1 ] || insmod /mods/vfio_iommu_type1.ko "$@"
     load vfio-pci-core vfio-pci
 }
@@ -52,10 +53,12 @@ load_vfio() {
 # unload_vfio: as if it had never been loaded (no process may use it)
 unload_vfio() {
     local m
-    for m in vfio-pci vfio-pci-core vfio_iommu_type1 vfio; do
+    for m in vfio-pci vfio-pci-core vfio_iommu_type1 vfio iommufd; do
         if [ -e "/sys/module/${m//-/_}" ]; then rmmod "$m" || return 1; fi
     done
 }
+
+allow_no_iommu() { echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode; }
 
 bind_driver() {
     local driver=$1 address=$2 device=/sys/bus/pci/devices/$2

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use control::api::DeviceSpec;
 use control::server::ServerConfig;
 use pmd::vf::Wishes;
+use pmd::vfio::VfToken;
 use relay::zero_copy::ZeroCopy;
 use thiserror::Error;
 use tracing::level_filters::LevelFilter;
@@ -58,7 +59,7 @@ pub struct Config {
     /// What is set for single relays, by their ids.
     pub relay: BTreeMap<u32, RelaySettings>,
     /// Token for VFs whose PF is held by VFIO, too.
-    pub vf_token: Option<String>,
+    pub vf_token: Option<VfToken>,
     /// How much to log.
     pub log_level: LogLevel,
     /// What idle workers do.

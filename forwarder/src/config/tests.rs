@@ -128,7 +128,7 @@ fn everything_can_be_said_in_each_place() {
     assert_eq!(by_toml.devices[0].device.to_string(), "0000:05:08.1");
     assert_eq!(by_toml.pins[&0], (1, 2));
     assert_eq!(by_toml.pins[&1], (2, 2));
-    assert_eq!(by_toml.vf_token.as_deref(), Some("14d63f20-8445-11ea-8900-1f9ce7d5650d"));
+    assert_eq!(by_toml.vf_token, Some("14d63f20-8445-11ea-8900-1f9ce7d5650d".parse().unwrap()));
     assert_eq!(by_toml.control.group, Some(0));
     let expected = format!("{by_toml:?}");
     assert_eq!(format!("{:?}", Scene::new().with("defaults", defaults).config("")), expected);

@@ -10,6 +10,7 @@ use control::server::ServerConfig;
 use nix::unistd::{Group, User};
 use pmd::MacAddress;
 use pmd::vf::Wishes;
+use pmd::vfio::VfToken;
 
 use super::layer::{Layer, List, Notice, Sourced, Switch, Tables, Text};
 use super::machine::{self, Machine};
@@ -295,15 +296,13 @@ fn account(
 }
 
 /// Empty: none.
-fn vf_token(text: &str) -> Result<Option<String>, String> {
-    let lengths = text.split('-').map(str::len);
-    let digits = text.chars().all(|c| c == '-' || c.is_ascii_hexdigit());
-    match text {
-        "" => Ok(None),
-        "0" => Ok(Some(DPDK_VF_TOKEN.to_owned())),
-        _ if digits && lengths.eq([8, 4, 4, 4, 12]) => Ok(Some(text.to_ascii_lowercase())),
-        _ => Err(format!("'{text}' is no VF token; write a UUID such as {DPDK_VF_TOKEN}, or 0 for that one")),
-    }
+fn vf_token(text: &str) -> Result<Option<VfToken>, String> {
+    let text = match text {
+        "" => return Ok(None),
+        "0" => DPDK_VF_TOKEN,
+        text => text,
+    };
+    text.parse().map(Some).map_err(|error| format!("{error}, or 0 for that one"))
 }
 
 fn relay(text: &str, relays: u32) -> Result<u32, String> {

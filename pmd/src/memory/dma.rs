@@ -1,6 +1,7 @@
 //! DMA memory: memfds mapped here and in an IO address space.
 //!
-//! It lies in memfds, on huge pages where there are free ones, so that it can be handed to a successor process.
+//! It lies in memfds, on huge pages where there are free ones, so that it can be handed to a successor process. Without an
+//! IOMMU it must be huge pages, in a row (`physical`).
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,11 +12,9 @@ use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use super::physical::{self, HUGE_PAGE};
 use crate::device::DeviceError;
 use crate::frame::Segment;
-
-/// Bytes of a huge page.
-const HUGE_PAGE: usize = 2 << 20;
 
 /// What a device may do with memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +42,12 @@ pub trait DmaMap: Send + Sync + fmt::Debug {
 
     /// Takes back what [`map`](DmaMap::map) gave.
     fn unmap(&self, iova: u64, len: usize);
+
+    /// Whether nothing translates between the device and the machine's memory, so that the device finds memory at its
+    /// physical address and can reach all of it. Only huge pages can be mapped then that follow one another.
+    fn is_physical(&self) -> bool {
+        false
+    }
 }
 
 /// A piece of zeroed memory that a device reaches. Used through the [`DmaSlice`]s that [`DmaMemory::carve`] cuts.
@@ -70,18 +75,11 @@ struct Mapping {
 impl DmaMemory {
     /// At least `len` bytes in whole pages, all present, reachable through `map`. `name` is seen in `/proc/PID/maps`.
     pub fn new(map: Arc<dyn DmaMap>, len: usize, name: &str) -> Result<Self, DeviceError> {
-        let (mapping, huge) = match map_memfd(len, name, true) {
-            Ok(mapping) => (mapping, true),
-            Err(_) => {
-                let mapping = map_memfd(len, name, false).map_err(|cause| {
-                    DeviceError::Failed(format!(
-                        "cannot get {} KiB of DMA memory: {cause}; free some memory, or raise the limit of the \
-                         control group",
-                        len.div_ceil(1024)
-                    ))
-                })?;
-                (mapping, false)
-            }
+        let (mapping, huge) = if map.is_physical() {
+            let physical::Pages { ptr, len, memfd } = physical::Pages::new(len, name)?;
+            (Mapping { ptr, len, memfd }, true)
+        } else {
+            translated(len, name)?
         };
         let Mapping { ptr, len, memfd } = mapping;
         let align = if huge { HUGE_PAGE } else { rustix::param::page_size() };
@@ -106,7 +104,7 @@ impl DmaMemory {
         self.huge
     }
 
-    /// The memfd, for a successor process.
+    /// The memfd, for a successor process. Without an IOMMU its pages are in another order than the memory's.
     pub fn memfd(&self) -> BorrowedFd<'_> {
         self.memfd.as_fd()
     }
@@ -150,6 +148,20 @@ impl Drop for DmaMemory {
         self.map.unmap(self.iova, self.len);
         unmap(self.ptr, self.len);
     }
+}
+
+/// Memory for a device behind an IOMMU, and whether it is on huge pages.
+fn translated(len: usize, name: &str) -> Result<(Mapping, bool), DeviceError> {
+    if let Ok(mapping) = map_memfd(len, name, true) {
+        return Ok((mapping, true));
+    }
+    let mapping = map_memfd(len, name, false).map_err(|cause| {
+        DeviceError::Failed(format!(
+            "cannot get {} KiB of DMA memory: {cause}; free some memory, or raise the limit of the control group",
+            len.div_ceil(1024)
+        ))
+    })?;
+    Ok((mapping, false))
 }
 
 fn map_memfd(len: usize, name: &str, huge: bool) -> Result<Mapping, Errno> {
@@ -348,6 +360,48 @@ pub(crate) mod tests {
         assert_eq!(map.mapped.lock().unwrap().len(), 1);
         drop(b);
         assert!(map.mapped.lock().unwrap().is_empty());
+    }
+
+    /// A map without an IOMMU, which says where memory is.
+    #[derive(Debug)]
+    struct Physical;
+
+    impl DmaMap for Physical {
+        unsafe fn map(
+            &self,
+            ptr: *mut u8,
+            len: usize,
+            align: usize,
+            _: DmaAccess,
+        ) -> Result<u64, DeviceError> {
+            assert!(
+                align == HUGE_PAGE
+                    && len.is_multiple_of(HUGE_PAGE)
+                    && (ptr as usize).is_multiple_of(HUGE_PAGE)
+            );
+            physical::address(ptr, len)
+        }
+
+        fn unmap(&self, _: u64, _: usize) {}
+
+        fn is_physical(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn without_an_iommu_memory_is_in_one_piece_or_the_remedy_is_named() {
+        match DmaMemory::new(Arc::new(Physical), 2 * HUGE_PAGE + 1, "test") {
+            Ok(memory) => {
+                assert_eq!((memory.len(), memory.is_huge()), (3 * HUGE_PAGE, true));
+                assert!(memory.iova.is_multiple_of(HUGE_PAGE as u64));
+            }
+            Err(DeviceError::NotReady(text)) => assert!(
+                text.contains("hugepages=64 on the kernel command line") || text.contains("CAP_SYS_ADMIN"),
+                "{text}"
+            ),
+            Err(other) => panic!("{other}"),
+        }
     }
 
     #[test]

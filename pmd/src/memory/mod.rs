@@ -2,7 +2,9 @@
 
 pub mod dma;
 pub mod guest;
+pub(crate) mod physical;
 pub mod pool;
+pub mod sigbus;
 pub mod slots;
 
 pub use dma::{DmaAccess, DmaMap, DmaMemory, DmaSlice};

@@ -23,7 +23,8 @@ pub trait PciFunction: DmaMap {
     }
 
     /// Maps `len` bytes of BAR `index` (0 to 5) from `start` on, both as the device's specification gives them. Keeps the
-    /// function open. `caching` is a wish: [`Registers::caching`] says what became of it.
+    /// function open. `caching` is a wish: [`Registers::caching`] says what became of it. It is only granted to a BAR of which
+    /// nothing was mapped uncached before.
     fn bar(
         self: Arc<Self>,
         index: u8,
@@ -32,8 +33,12 @@ pub trait PciFunction: DmaMap {
         caching: Caching,
     ) -> Result<Arc<dyn Registers>, DeviceError>;
 
+    /// How many bits addresses have that the function's DMA reaches. Memory that is mapped from now on lies there; 40 bits
+    /// until this is told, which is what an NFP's older descriptors hold.
+    fn set_dma_bits(&self, _bits: u32) {}
+
     /// Has the first `count` MSI-X interrupts of the function ring an eventfd each from now on, in place of those that it
-    /// rang before. An error where it has none, or fewer.
+    /// rang before, and the others none; 0 switches all off. An error that says what there is where it has none, or fewer.
     fn interrupts(&self, _count: usize) -> io::Result<Vec<OwnedFd>> {
         Err(io::ErrorKind::Unsupported.into())
     }

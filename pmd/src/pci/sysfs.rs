@@ -16,6 +16,10 @@ const PCI_BRIDGE: u32 = 0x0604;
 /// Drivers beside vfio-pci that do no DMA into memory of others (`vfio_dev_driver_allowed` and the drivers that set
 /// `driver_managed_dma` in the kernel).
 const HARMLESS: [&str; 2] = ["pci-stub", "pcieport"];
+/// Name of the groups that VFIO makes for functions without an IOMMU (`vfio_noiommu_group_alloc`).
+const NO_IOMMU_GROUP: &str = "vfio-noiommu";
+/// VFIO's switch for such groups, which kernels have that were built with CONFIG_VFIO_NOIOMMU.
+const NO_IOMMU_SWITCH: &str = "module/vfio/parameters/enable_unsafe_noiommu_mode";
 
 /// Vendor and device id (configuration space 00h and 02h).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +51,8 @@ pub struct Ready {
     pub group: u32,
     /// Other functions of that group which vfio-pci holds: whoever opens one of them must be this process too.
     pub companions: Vec<Address>,
+    /// The group is VFIO's own: nothing confines the function's DMA.
+    pub no_iommu: bool,
 }
 
 /// A sysfs tree: the machine's, or one recorded for a test.
@@ -136,12 +142,7 @@ impl Sysfs {
     /// Checks all that VFIO will ask of a function, so that what is missing can be said with its remedy.
     pub fn ready(&self, address: Address) -> Result<Ready, DeviceError> {
         let ids = self.ids(address)?;
-        let Some(group) = self.group(address) else {
-            return Err(DeviceError::NotReady(format!(
-                "{address} has no IOMMU group, so its DMA cannot be confined; switch VT-d or AMD-Vi on in the firmware \
-                 and boot with intel_iommu=on iommu=pt (on AMD iommu=pt alone)"
-            )));
-        };
+        let Some(group) = self.group(address) else { return Err(self.no_group(address)) };
         match self.driver(address) {
             Some(driver) if driver == VFIO_PCI => {}
             driver => return Err(self.wrong_driver(address, driver)),
@@ -166,7 +167,31 @@ impl Sysfs {
             .filter(|(_, driver)| driver.as_deref() == Some(VFIO_PCI))
             .map(|(a, _)| a)
             .collect();
-        Ok(Ready { ids, group, companions })
+        Ok(Ready { ids, group, companions, no_iommu: self.is_without_iommu(group) })
+    }
+
+    /// Whether a group was made by VFIO for a function without an IOMMU.
+    fn is_without_iommu(&self, group: u32) -> bool {
+        let name = fs::read_to_string(self.root.join(format!("kernel/iommu_groups/{group}/name")));
+        name.is_ok_and(|name| name.trim() == NO_IOMMU_GROUP)
+    }
+
+    fn no_group(&self, address: Address) -> DeviceError {
+        let switch = fs::read_to_string(self.root.join(NO_IOMMU_SWITCH));
+        if switch.as_deref().is_ok_and(|value| value.trim() == "Y") {
+            // VFIO makes its group when vfio-pci takes the function.
+            return self.wrong_driver(address, self.driver(address));
+        }
+        let without = if switch.is_ok() {
+            format!("echo 1 > /sys/{NO_IOMMU_SWITCH} and hand it to vfio-pci anew")
+        } else {
+            "that takes a kernel with CONFIG_VFIO_NOIOMMU".to_owned()
+        };
+        DeviceError::NotReady(format!(
+            "{address} has no IOMMU group, so its DMA cannot be confined; switch VT-d or AMD-Vi on in the firmware and boot \
+             with intel_iommu=on iommu=pt (on AMD iommu=pt alone); a machine that has no IOMMU can do without, at the price \
+             that the device reaches all memory: {without}"
+        ))
     }
 
     fn harmless(&self, member: Address, driver: &str) -> bool {
@@ -278,7 +303,7 @@ mod tests {
         let tree = Tree::new();
         tree.function(VF, NIC, Some("vfio-pci"), Some(7));
         let ids = Ids { vendor: 0x8086, device: 0x10ca };
-        assert_eq!(tree.ready(), Ok(Ready { ids, group: 7, companions: vec![] }));
+        assert_eq!(tree.ready(), Ok(Ready { ids, group: 7, companions: vec![], no_iommu: false }));
         assert_eq!(ids.to_string(), "8086:10ca");
     }
 
@@ -291,7 +316,34 @@ mod tests {
     fn without_iommu() {
         let tree = Tree::new();
         tree.function(VF, NIC, Some("vfio-pci"), None);
-        tree.refused(&[VF, "intel_iommu=on"]);
+        tree.refused(&[VF, "intel_iommu=on", "CONFIG_VFIO_NOIOMMU"]);
+    }
+
+    /// VFIO's switch for functions without an IOMMU, as the kernel shows it.
+    fn no_iommu_switch(tree: &Tree, value: &str) {
+        let switch = tree.folder.path().join(NO_IOMMU_SWITCH);
+        fs::create_dir_all(switch.parent().unwrap()).unwrap();
+        fs::write(switch, value).unwrap();
+    }
+
+    #[test]
+    fn no_iommu_mode_is_named_where_the_kernel_has_it() {
+        let tree = Tree::new();
+        tree.function(VF, NIC, Some("igbvf"), None);
+        no_iommu_switch(&tree, "N\n");
+        tree.refused(&[VF, "echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode"]);
+        no_iommu_switch(&tree, "Y\n");
+        tree.refused(&["driver igbvf instead of vfio-pci", "drivers_probe"]);
+    }
+
+    #[test]
+    fn a_group_of_vfios_own_has_no_iommu() {
+        let tree = Tree::new();
+        tree.function(VF, NIC, Some("vfio-pci"), Some(7));
+        no_iommu_switch(&tree, "Y\n");
+        assert!(!tree.ready().unwrap().no_iommu, "it has an IOMMU, whatever is allowed for others");
+        fs::write(tree.folder.path().join("kernel/iommu_groups/7/name"), "vfio-noiommu\n").unwrap();
+        assert!(tree.ready().unwrap().no_iommu);
     }
 
     #[test]

@@ -98,6 +98,9 @@ impl<D: VfDriver> Vf<D> {
         {
             tracing::debug!(device = %self.identity.name, %cause, "neither reset nor kept from the bus");
         }
+        if let Err(cause) = self.function.interrupts(0) {
+            tracing::trace!(device = %self.identity.name, %cause, "interrupts not switched off");
+        }
         if self.state != State::Gone {
             self.state = State::Stopped;
         }
@@ -217,6 +220,12 @@ impl<D: VfDriver> Device for Vf<D> {
     fn guest_dma(&self) -> Result<Arc<dyn DmaMap>, String> {
         if !D::SENDS_FROM_GUEST_MEMORY {
             return Err(format!("{} copies what it sends", self.identity.name));
+        }
+        if self.function.is_physical() {
+            return Err(format!(
+                "{} has no IOMMU, which would confine it to the guest's memory",
+                self.identity.name
+            ));
         }
         if self.function.shares_address_space() {
             return Err(format!(

@@ -19,7 +19,7 @@ use crate::device::{Device, DeviceError};
 use crate::igbvf::{self, Igbvf};
 use crate::ixgbevf::{self, Ixgbevf};
 use crate::pci::{Address, Ids, PciFunction, Sysfs};
-use crate::vfio::Function;
+use crate::vfio::{Access, Function, VfToken};
 
 /// How to open a VF.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +28,10 @@ pub struct VfOptions {
     pub sysfs: Sysfs,
     /// What is wanted of it.
     pub wishes: Wishes,
+    /// By which of the kernel's ways.
+    pub access: Access,
+    /// What the kernel is shown when it asks for a VF token, because the PF is held by VFIO, too.
+    pub token: Option<VfToken>,
 }
 
 /// What a driver is opened with.
@@ -102,7 +106,7 @@ pub fn open_vf(address: Address, options: &VfOptions) -> Result<Box<dyn Device>,
     let driver =
         DRIVERS.iter().find(|driver| driver.ids.contains(&ids)).ok_or_else(|| unsupported(address, ids))?;
     let ready = sysfs.ready(address)?;
-    let function = Function::open(sysfs, address, &ready)?;
+    let function = Function::open(sysfs, address, &ready, options.access, options.token.as_ref())?;
     (driver.open)(Found {
         function,
         place: Place { address, pf: sysfs.place_on_pf(address) },

@@ -1,55 +1,59 @@
 //! One PCI function that VFIO gave us.
 
 use std::fmt;
+use std::fs::OpenOptions;
 use std::io;
-use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
+use rustix::event::{EventfdFlags, eventfd};
 use vfio_bindings::bindings::vfio::{
-    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_REQ_IRQ_INDEX, VFIO_REGION_INFO_FLAG_MMAP,
-    VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
+    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX,
+    VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
 };
-use vfio_ioctls::{VfioContainer, VfioDevice, VfioError, VfioOps, VfioRegionInfoCap};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::access::{Access, Way};
 use super::bar::Bar;
-use super::container::{AddressSpace, Claim};
+use super::device_file::DeviceFile;
+use super::space::{AddressSpace, Claim};
+use super::token::VfToken;
 use crate::device::DeviceError;
 use crate::memory::{DmaAccess, DmaMap};
 use crate::pci::{Address, PciFunction, Ready, Sysfs};
 use crate::registers::{Caching, Registers};
 
-/// `VFIO_DEVICE_RESET` (linux/vfio.h), `_IO(';', 100 + 11)`.
-const VFIO_DEVICE_RESET: libc::c_ulong = 0x3b6f;
 /// Command register and its bus-master bit (PCI Local Bus 3.0 §6.2.2).
 const PCI_COMMAND: u64 = 4;
 const PCI_COMMAND_MASTER: u16 = 1 << 2;
 /// Bytes of the configuration space that every function has.
 const PCI_CONFIG_SIZE: u64 = 256;
-
-/// A part of a BAR that can be mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mappable {
-    /// Where `mmap` finds the BAR's first byte in the device file.
-    pub file_offset: u64,
-    /// First mappable byte of the BAR.
-    pub start: u64,
-    /// Bytes from there.
-    pub len: u64,
-}
+/// Address width that every device served here has. The NFP's older descriptors hold 40 bits; others say how many they hold.
+const DMA_BITS: u32 = 40;
+/// Tries to reset a function that somebody else has hold of just then, and the time between two.
+const RESET_TRIES: u32 = 20;
+const RESET_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A PCI function opened through VFIO: its configuration space, its BARs, its reset, and DMA in its group's address
 /// space. Closing it leaves it reset and without DMA.
 pub struct Function {
     address: Address,
-    /// Taken out in `drop` only.
-    device: ManuallyDrop<VfioDevice>,
+    /// Its folder in sysfs.
+    folder: PathBuf,
+    // Closed before the claim is given back.
+    device: DeviceFile,
     /// Where the configuration space starts in the device file.
     config: u64,
-    /// Given back when the device is closed.
     claim: Claim,
-    removal: Option<EventFd>,
+    removal: Option<OwnedFd>,
+    dma_bits: AtomicU32,
+    /// MSI-X interrupts that ring something.
+    ringing: Mutex<usize>,
+    /// BARs that are mapped through sysfs, a bit each.
+    through_sysfs: AtomicU8,
 }
 
 impl fmt::Debug for Function {
@@ -65,35 +69,42 @@ impl Function {
     /// Opens the function at `address`, which [`Sysfs::ready`] found `ready`, and resets it.
     ///
     /// Functions of one IOMMU group share an address space.
-    pub fn open(sysfs: &Sysfs, address: Address, ready: &Ready) -> Result<Arc<Self>, DeviceError> {
-        let claim = AddressSpace::of_group(ready.group)?.claim(address)?;
-        let node = sysfs.device(address);
-        let container: Arc<dyn VfioOps> = Arc::clone(claim.space().container()) as Arc<dyn VfioOps>;
-        let device = VfioDevice::new(&node, container, false)
-            .map_err(|cause| open_error(address, ready.group, &cause))?;
-        let function = Self {
-            address,
-            config: device.get_region_offset(VFIO_PCI_CONFIG_REGION_INDEX),
-            removal: removal_notice(&device),
-            device: ManuallyDrop::new(device),
-            claim,
-        };
+    pub fn open(
+        sysfs: &Sysfs,
+        address: Address,
+        ready: &Ready,
+        access: Access,
+        token: Option<&VfToken>,
+    ) -> Result<Arc<Self>, DeviceError> {
+        let access = AddressSpace::access_in_use(ready.group).unwrap_or(access);
+        let way = Way::choose(sysfs, Path::new("/dev"), address, ready, access)?;
+        let claim = AddressSpace::of_group(ready.group, &way)?.claim(address)?;
+        let device = claim.space().open(address, &way, token)?;
         let failed = |what: &str, cause: io::Error| {
             DeviceError::Failed(format!("{address}: cannot {what}: {cause}; see dmesg"))
         };
-        let flags = function.device.get_region_flags(VFIO_PCI_CONFIG_REGION_INDEX);
-        let size = function.device.get_region_size(VFIO_PCI_CONFIG_REGION_INDEX);
+        let config =
+            device.region(VFIO_PCI_CONFIG_REGION_INDEX).map_err(|cause| failed("find its regions", cause))?;
         let accessible = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
-        if flags & accessible != accessible || size < PCI_CONFIG_SIZE {
+        if config.flags & accessible != accessible || config.size < PCI_CONFIG_SIZE {
             return Err(failed("reach the configuration space", io::ErrorKind::Unsupported.into()));
         }
+        let function = Self {
+            address,
+            folder: sysfs.device(address),
+            config: config.offset,
+            removal: removal_notice(&device),
+            device,
+            claim,
+            dma_bits: AtomicU32::new(DMA_BITS),
+            ringing: Mutex::default(),
+            through_sysfs: AtomicU8::new(0),
+        };
+        tracing::debug!(%address, node = %way.node().display(), resets = function.device.can_reset(), "opened");
         // What cannot be reset from outside (a VF that a virtual machine has behind a bridge to conventional PCI shows
         // no FLR) is reset by its driver.
-        match function.reset() {
-            Err(cause) if cause.raw_os_error() != Some(libc::EINVAL) => {
-                return Err(failed("reset the function", cause));
-            }
-            _ => {}
+        if function.device.can_reset() {
+            function.reset().map_err(|cause| failed("reset the function", cause))?;
         }
         // Off until the driver has its memory in place.
         function.set_bus_master(false).map_err(|cause| failed("reach the command register", cause))?;
@@ -105,46 +116,64 @@ impl Function {
         self.address
     }
 
-    /// The parts of BAR `index` that can be mapped, in order.
-    pub fn mappable(&self, index: u32) -> Vec<Mappable> {
-        if self.device.get_region_flags(index) & VFIO_REGION_INFO_FLAG_MMAP == 0 {
-            return Vec::new();
+    /// Maps a part of a BAR through VFIO, uncached.
+    fn bar_of_vfio(self: &Arc<Self>, index: u8, start: u64, len: usize) -> Result<Bar, DeviceError> {
+        let address = self.address;
+        let end = start.saturating_add(len as u64);
+        let region = self.device.region(u32::from(index)).map_err(|cause| {
+            DeviceError::Failed(format!("{address}: cannot find BAR {index}: {cause}; see dmesg"))
+        })?;
+        let areas = region.sparse.clone().unwrap_or_else(|| vec![(0, region.size)]);
+        let holds = |(first, size): &(u64, u64)| *first <= start && end <= first.saturating_add(*size);
+        if region.flags & VFIO_REGION_INFO_FLAG_MMAP == 0 || !areas.iter().any(holds) {
+            return Err(DeviceError::Unsupported(format!(
+                "{address}: the kernel does not let bytes {start} to {end} of BAR {index} be mapped; the VF's memory \
+                 may be disabled (see lspci -vv -s {address}), or smaller than a page of this machine"
+            )));
         }
-        let file_offset = self.device.get_region_offset(index);
-        let size = self.device.get_region_size(index);
-        // A BAR with the MSI-X table inside comes with a list of what is left around it.
-        let sparse = self.device.get_region_caps(index).into_iter().find_map(|cap| match cap {
-            VfioRegionInfoCap::SparseMmap(sparse) => Some(sparse.areas),
-            _ => None,
-        });
-        match sparse {
-            Some(areas) => areas
-                .iter()
-                .map(|area| Mappable { file_offset, start: area.offset, len: area.size })
-                .collect(),
-            None => vec![Mappable { file_offset, start: 0, len: size }],
-        }
+        Bar::map(&self.device, region.offset, start, len, Caching::Uncached, Some(Arc::clone(self))).map_err(
+            |cause| DeviceError::Failed(format!("{address}: cannot map BAR {index}: {cause}; see dmesg")),
+        )
     }
+
+    /// Maps a part of a BAR through sysfs: write-combining, which VFIO's own mapping is not, or uncached. The kernel allows it
+    /// for a BAR of which VFIO has mapped nothing (CONFIG_IO_STRICT_DEVMEM), and takes the mapping away when VFIO does.
+    fn bar_of_sysfs(
+        self: &Arc<Self>,
+        index: u8,
+        start: u64,
+        len: usize,
+        caching: Caching,
+    ) -> io::Result<Bar> {
+        let suffix = if caching == Caching::WriteCombining { "_wc" } else { "" };
+        let file = self.folder.join(format!("resource{index}{suffix}"));
+        let file = OpenOptions::new().read(true).write(true).open(file)?;
+        if start.checked_add(len as u64).is_none_or(|end| file.metadata().is_ok_and(|of| of.len() < end)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let bar = Bar::map(&file, 0, start, len, caching, Some(Arc::clone(self)))?;
+        self.through_sysfs.fetch_or(bit(index), Ordering::Relaxed);
+        Ok(bar)
+    }
+}
+
+fn bit(bar: u8) -> u8 {
+    1u8.checked_shl(u32::from(bar)).unwrap_or(0)
 }
 
 impl AsFd for Function {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the device file is open for as long as `self` is.
-        unsafe { BorrowedFd::borrow_raw(self.device.as_raw_fd()) }
+        self.device.as_fd()
     }
 }
 
 impl Drop for Function {
     fn drop(&mut self) {
-        // On a function that is gone both fail, and there is no DMA left to end.
-        if let Err(cause) = self.set_bus_master(false).and_then(|()| self.reset()) {
+        // On a function that is gone all of these fail, and there is no DMA left to end.
+        let quiet = self.set_bus_master(false).and_then(|()| self.interrupts(0)).and_then(|_| self.reset());
+        if let Err(cause) = quiet {
             tracing::debug!(address = %self.address, %cause, "not reset when closed");
         }
-        // SAFETY: `device` is taken here only, and `self` is not used afterwards.
-        let device = unsafe { ManuallyDrop::take(&mut self.device) };
-        // `VfioDevice`'s own drop takes the group out of the container, by a link in sysfs that it takes for granted.
-        // Closing the descriptor lets the kernel go on with a removal, and the link may be gone at any moment after that.
-        close(device, self.claim.space().container());
     }
 }
 
@@ -156,21 +185,35 @@ impl DmaMap for Function {
         align: usize,
         access: DmaAccess,
     ) -> Result<u64, DeviceError> {
+        let bits = self.dma_bits.load(Ordering::Relaxed);
         // SAFETY: the caller's promise is the same.
-        unsafe { self.claim.space().map(ptr, len, align, access) }
+        unsafe { self.claim.space().map(ptr, len, align, access, bits) }
     }
 
     fn unmap(&self, iova: u64, len: usize) {
         self.claim.space().unmap(iova, len);
     }
+
+    fn is_physical(&self) -> bool {
+        self.claim.space().is_physical()
+    }
 }
 
 impl PciFunction for Function {
-    /// Takes 100 ms and more (PCI Express §6.6.2).
+    /// The kernel chooses how: by FLR if the function has it, else as sysfs says in `reset_method`. Takes 100 ms and more
+    /// (PCI Express §6.6.2).
     fn reset(&self) -> io::Result<()> {
-        // SAFETY: the descriptor is a VFIO device; this call has no argument.
-        let status = unsafe { libc::ioctl(self.device.as_raw_fd(), VFIO_DEVICE_RESET) };
-        if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        let mut tries = 0;
+        loop {
+            match self.device.reset() {
+                // Somebody holds the function's lock: its PF is being reset, say.
+                Err(cause) if cause.raw_os_error() == Some(libc::EAGAIN) && tries < RESET_TRIES => {
+                    tries += 1;
+                    thread::sleep(RESET_INTERVAL);
+                }
+                done => return done,
+            }
+        }
     }
 
     fn set_bus_master(&self, on: bool) -> io::Result<()> {
@@ -187,24 +230,59 @@ impl PciFunction for Function {
         whole(read, bytes.len())
     }
 
-    /// Uncached, whatever is wished.
     fn bar(
         self: Arc<Self>,
         index: u8,
         start: u64,
         len: usize,
-        _caching: Caching,
+        caching: Caching,
     ) -> Result<Arc<dyn Registers>, DeviceError> {
-        Ok(Arc::new(Bar::map(&self, index, start, len)?))
+        let address = self.address;
+        if caching == Caching::WriteCombining {
+            match self.bar_of_sysfs(index, start, len, caching) {
+                Ok(bar) => return Ok(Arc::new(bar)),
+                // Its driver tells the operator.
+                Err(cause) => tracing::debug!(%address, bar = index, %cause, "no write-combining mapping"),
+            }
+        } else if self.through_sysfs.load(Ordering::Relaxed) & bit(index) != 0 {
+            return match self.bar_of_sysfs(index, start, len, caching) {
+                Ok(bar) => Ok(Arc::new(bar)),
+                Err(cause) => {
+                    Err(DeviceError::Failed(format!("{address}: cannot map BAR {index}: {cause}; see dmesg")))
+                }
+            };
+        }
+        Ok(Arc::new(self.bar_of_vfio(index, start, len)?))
+    }
+
+    fn set_dma_bits(&self, bits: u32) {
+        self.dma_bits.store(bits, Ordering::Relaxed);
     }
 
     fn interrupts(&self, count: usize) -> io::Result<Vec<OwnedFd>> {
-        let new = |_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
-        let events = (0..count).map(new).collect::<io::Result<Vec<_>>>()?;
-        self.device.enable_msix(events.iter().collect()).map_err(io::Error::other)?;
-        // The kernel has a reference of its own.
-        // SAFETY: each descriptor was owned by its event, which gives it up here.
-        Ok(events.into_iter().map(|event| unsafe { OwnedFd::from_raw_fd(event.into_raw_fd()) }).collect())
+        let mut ringing = self.ringing.lock().unwrap_or_else(PoisonError::into_inner);
+        // The kernel only adds to what is there where it can do so at run time (6.4 and later, and not every NIC).
+        if *ringing > 0 {
+            self.device.silence(VFIO_PCI_MSIX_IRQ_INDEX)?;
+            *ringing = 0;
+        }
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let has = self.device.interrupts(VFIO_PCI_MSIX_IRQ_INDEX)?;
+        if count > has as usize {
+            let text = format!("{} has {has} MSI-X interrupts, and {count} are wanted", self.address);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let new = |_| eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let bells = (0..count).map(new).collect::<Result<Vec<_>, _>>()?;
+        let borrowed: Vec<BorrowedFd<'_>> = bells.iter().map(AsFd::as_fd).collect();
+        self.device.ring(VFIO_PCI_MSIX_IRQ_INDEX, &borrowed).map_err(|cause| {
+            let text = format!("{}: cannot switch on {count} MSI-X interrupts: {cause}", self.address);
+            io::Error::new(cause.kind(), text)
+        })?;
+        *ringing = count;
+        Ok(bells)
     }
 
     fn shares_address_space(&self) -> bool {
@@ -214,17 +292,8 @@ impl PciFunction for Function {
     /// The kernel asks before VFs are disabled or the device is unplugged, and waits until it is closed, for as long
     /// as it takes.
     fn removal_requested(&self) -> bool {
-        self.removal.as_ref().is_some_and(|event| event.read().is_ok())
+        self.removal.as_ref().is_some_and(|event| rustix::io::read(event, &mut [0; 8]).is_ok())
     }
-}
-
-/// Closes a device and leaves its group in `container`, with which it was opened; the group goes when that is closed.
-fn close(device: VfioDevice, container: &Arc<VfioContainer>) {
-    let device = ManuallyDrop::new(device);
-    // SAFETY: the descriptor belongs to `device`, which is never used or dropped after this.
-    unsafe { libc::close(device.as_raw_fd()) };
-    // SAFETY: `device` holds one count of this container, which it will never give back itself; `container` is another.
-    unsafe { Arc::decrement_strong_count(Arc::as_ptr(container)) };
 }
 
 /// Accesses to the configuration space are whole or failed.
@@ -232,65 +301,9 @@ fn whole(bytes: usize, expected: usize) -> io::Result<()> {
     if bytes == expected { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-fn removal_notice(device: &VfioDevice) -> Option<EventFd> {
-    let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).ok()?;
+fn removal_notice(device: &DeviceFile) -> Option<OwnedFd> {
+    let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok()?;
     // Kernels before 4.0 have no such notice.
-    device.enable_irq(VFIO_PCI_REQ_IRQ_INDEX, vec![&event]).ok()?;
+    device.ring(VFIO_PCI_REQ_IRQ_INDEX, &[event.as_fd()]).ok()?;
     Some(event)
-}
-
-fn open_error(address: Address, group: u32, cause: &VfioError) -> DeviceError {
-    let os_error = match cause {
-        VfioError::OpenGroup(cause, _) => cause.raw_os_error(),
-        VfioError::ContainerSetIOMMU(errno) | VfioError::GroupGetDeviceFD(errno) => Some(errno.errno()),
-        _ => None,
-    };
-    match (cause, os_error) {
-        (_, Some(libc::EBUSY)) => DeviceError::Busy(format!(
-            "{address} (IOMMU group {group}) is in use by another process; find it: fuser -v /dev/vfio/{group}"
-        )),
-        (VfioError::OpenGroup(..), Some(libc::EACCES | libc::EPERM)) => DeviceError::NotReady(format!(
-            "no permission for /dev/vfio/{group}, the IOMMU group of {address}; run the daemon as root, or give the \
-             file to its user: chown USER /dev/vfio/{group}"
-        )),
-        (VfioError::OpenGroup(..), Some(libc::ENOENT)) => DeviceError::NotReady(format!(
-            "there is no /dev/vfio/{group}, the IOMMU group of {address}; let the daemon see /dev/vfio (container, \
-             chroot), and look for the cause in dmesg"
-        )),
-        (VfioError::GroupViable, _) => DeviceError::NotReady(format!(
-            "IOMMU group {group} of {address} has a member that another driver holds; list them: \
-             ls -l /sys/kernel/iommu_groups/{group}/devices/*/driver"
-        )),
-        (VfioError::GroupSetContainer, _) => DeviceError::Busy(format!(
-            "IOMMU group {group} of {address} is already in another VFIO container; find its user: \
-             fuser -v /dev/vfio/{group}"
-        )),
-        (VfioError::ContainerSetIOMMU(_), Some(libc::EPERM)) => DeviceError::NotReady(format!(
-            "the kernel refuses the IOMMU to {address}: this machine does not remap interrupts; switch that on in the \
-             firmware, or accept the risk: modprobe vfio_iommu_type1 allow_unsafe_interrupts=1"
-        )),
-        _ => DeviceError::Failed(format!("cannot open {address} through VFIO: {cause}; see dmesg")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn failures_to_open_say_what_to_do() {
-        let address = "0000:01:10.0".parse().unwrap();
-        let group = |errno| VfioError::OpenGroup(io::Error::from_raw_os_error(errno), "7".to_owned());
-        let text = |cause| open_error(address, 7, &cause);
-        assert!(
-            matches!(text(group(libc::EBUSY)), DeviceError::Busy(text) if text.contains("fuser -v /dev/vfio/7"))
-        );
-        assert!(matches!(text(group(libc::EACCES)), DeviceError::NotReady(text) if text.contains("chown")));
-        assert!(
-            matches!(text(VfioError::GroupViable), DeviceError::NotReady(text) if text.contains("iommu_groups/7"))
-        );
-        assert!(
-            matches!(text(VfioError::VfioInvalidType), DeviceError::Failed(text) if text.contains("dmesg"))
-        );
-    }
 }

@@ -12,11 +12,10 @@
 use std::fs::File;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use pmd::memory::sigbus::Guard;
 use thiserror::Error;
 use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
-
-use super::sigbus;
 
 /// Bytes of guest memory that one bit stands for, whatever pages host and guest have (`VHOST_LOG_PAGE`).
 pub const LOG_PAGE: u64 = 4096;
@@ -59,7 +58,7 @@ pub enum LogError {
 #[derive(Debug)]
 pub struct DirtyLog {
     // Before the region, so that it goes first: the handler must not lay pages where something else may be mapped.
-    guard: sigbus::Guard,
+    guard: Guard,
     region: MmapRegion<()>,
     /// Bytes of the mapping before the log, which need not begin with a page of its file.
     skip: usize,
@@ -97,8 +96,9 @@ impl DirtyLog {
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
             .build()
             .map_err(|cause| map_error(&cause))?;
-        let guard = sigbus::Guard::new(region.as_ptr() as usize, bytes)
-            .ok_or_else(|| map_error(&"too many shared mappings"))?;
+        // SAFETY: the region goes after its guard, and is only reached through atomic words.
+        let guard = unsafe { Guard::new(region.as_ptr() as usize, bytes) };
+        let guard = guard.ok_or_else(|| map_error(&"too many shared mappings"))?;
         Ok(Self { guard, region, skip: skip as usize, pages: 8 * size })
     }
 

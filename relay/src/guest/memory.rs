@@ -15,11 +15,10 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use pmd::memory::sigbus::Guard;
 use thiserror::Error;
 use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
-
-use super::sigbus;
 
 /// Regions of one guest, at most. QEMU uses up to 512 slots, of which memory devices get 509.
 pub const MAX_REGIONS: usize = 509;
@@ -99,7 +98,7 @@ struct Region {
 #[derive(Debug)]
 struct Mapping {
     // Before the region: the handler must not lay pages where something else may be mapped by then.
-    guard: sigbus::Guard,
+    guard: Guard,
     region: MmapRegion<()>,
 }
 
@@ -140,8 +139,9 @@ impl Region {
         // A core dump of the daemon is no place for the memory of VMs.
         // SAFETY: advice about a mapping that is ours, over its whole length; its contents stay as they are.
         unsafe { libc::madvise(region.as_ptr().cast(), size as usize, libc::MADV_DONTDUMP) };
-        let guard =
-            sigbus::Guard::new(region.as_ptr() as usize, size as usize).ok_or(MemoryError::TooMany)?;
+        // SAFETY: the region goes after its guard, and guest memory is only copied.
+        let guard = unsafe { Guard::new(region.as_ptr() as usize, size as usize) };
+        let guard = guard.ok_or(MemoryError::TooMany)?;
         Ok(Self { description, mapping: Arc::new(Mapping { guard, region }) })
     }
 
@@ -350,5 +350,22 @@ pub(crate) mod tests {
             let error = GuestMemory::map([(description, file)]).unwrap_err();
             assert!(matches!(error, MemoryError::Pages { .. } | MemoryError::Map { .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn a_truncated_memory_file_poisons_its_guest_and_nobody_dies() {
+        let file = memfd(0x4000);
+        let keep = file.try_clone().unwrap();
+        let description = RegionDescription { gpa: 0, size: 0x4000, user: 0x10000, offset: 0 };
+        let memory = GuestMemory::map([(description, file)]).unwrap();
+        let host = memory.at_user_address(0x12000, 8).unwrap().host;
+        // SAFETY: `memory` holds the mapping.
+        unsafe { host.as_ptr().write_volatile(7) };
+        assert!(!memory.is_poisoned());
+        keep.set_len(0).unwrap();
+        // SAFETY: as above; the missing page is what the handler is for.
+        let value = unsafe { host.as_ptr().read_volatile() };
+        assert_eq!(value, 0);
+        assert!(memory.is_poisoned());
     }
 }

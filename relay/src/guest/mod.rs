@@ -4,7 +4,7 @@
 //!   endpoint    the thread that serves a relay's socket          socket, connector, watch   whose socket it is
 //!   connection  whole messages, with a time limit                message, payload           what they may look like
 //!   session     what each message changes                        features                   what is offered
-//!   memory      regions, mapped; guarded by sigbus               iotlb, iotlb_miss          translations
+//!   memory      regions, mapped; guarded (pmd::memory::sigbus)    iotlb, iotlb_miss          translations
 //!   space       what a ring sees of memory, translations and log dirty_log
 //!   positions   how far packed rings are, for a successor
 //! ```
@@ -21,7 +21,6 @@ pub mod message;
 mod payload;
 pub mod positions;
 pub mod session;
-mod sigbus;
 pub mod socket;
 pub mod space;
 pub mod watch;

@@ -26,11 +26,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
+use pmd::memory::sigbus::Guard;
 use rustix::fs::{FallocateFlags, FlockOperation, MemfdFlags, fallocate, flock, memfd_create};
 use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 
-use super::sigbus;
 use crate::ring::position::Position;
 
 /// Rings that one file has slots for.
@@ -172,8 +172,8 @@ pub struct Positions {
 
 #[derive(Debug)]
 struct Shared {
-    // First, so that it goes first (see `sigbus`): memory that is full or cut off costs positions, not the daemon.
-    _guard: sigbus::Guard,
+    // First, so that it goes first (see `pmd::memory::sigbus`): memory that is full or cut off costs positions, not the daemon.
+    _guard: Guard,
     region: MmapRegion<()>,
 }
 
@@ -243,8 +243,9 @@ impl Positions {
             .with_mmap_flags(libc::MAP_SHARED)
             .build()
             .map_err(io::Error::other)?;
-        let guard = sigbus::Guard::new(region.as_ptr() as usize, LENGTH)
-            .ok_or_else(|| io::Error::other("too many shared mappings"))?;
+        // SAFETY: the region goes after its guard, and is only reached through atomic words.
+        let guard = unsafe { Guard::new(region.as_ptr() as usize, LENGTH) };
+        let guard = guard.ok_or_else(|| io::Error::other("too many shared mappings"))?;
         Ok(Self { shared: Arc::new(Shared { _guard: guard, region }), _file: file })
     }
 

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! It ends after that time, or when the file that `--stop` names exists. Several VFs are served in turn.
-//! With `--twice` each is opened, started and closed once before.
+//! With `--twice` each is opened, started and closed once before; with `--by-group` by its group, whatever the kernel has.
 //! Events and counters go to the standard output, one line each.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use models::answer::answer;
 use pmd::frame::gather;
+use pmd::vfio::Access;
 use pmd::{
     Accepted, Address, Burst, Device, DeviceEvent, MacAddress, Queues, ReceiveQueue, Segment, Token,
     TransmitQueue, VfOptions,
@@ -31,6 +32,7 @@ struct Options {
     seconds: u64,
     stop: PathBuf,
     twice: bool,
+    vfs: VfOptions,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -43,6 +45,7 @@ fn options() -> Result<Options, Failure> {
         seconds: 30,
         stop: PathBuf::from("/nonexistent"),
         twice: false,
+        vfs: VfOptions::default(),
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -52,6 +55,8 @@ fn options() -> Result<Options, Failure> {
             "--ip6" => options.ip6 = value()?.parse()?,
             "--seconds" => options.seconds = value()?.parse()?,
             "--twice" => options.twice = true,
+            "--by-group" => options.vfs.access = Access::Group,
+            "--token" => options.vfs.token = Some(value()?.parse()?),
             "--stop" => options.stop = value()?.into(),
             address => options.addresses.push(address.parse()?),
         }
@@ -71,8 +76,8 @@ struct Vf {
 }
 
 impl Vf {
-    fn open(address: Address) -> Result<Self, Failure> {
-        let device = pmd::open_vf(address, &VfOptions::default())?;
+    fn open(address: Address, options: &VfOptions) -> Result<Self, Failure> {
+        let device = pmd::open_vf(address, options)?;
         println!("open {:?}", device.identity());
         Ok(Self { device, queues: None, retry: Instant::now() })
     }
@@ -149,10 +154,13 @@ fn main() -> Result<(), Failure> {
     tracing_subscriber::fmt().with_env_filter("info,pmd=debug").with_ansi(false).init();
     let options = options()?;
     for address in options.addresses.iter().filter(|_| options.twice) {
-        Vf::open(*address)?.start();
+        Vf::open(*address, &options.vfs)?.start();
     }
-    let mut vfs =
-        options.addresses.iter().map(|address| Vf::open(*address)).collect::<Result<Vec<_>, _>>()?;
+    let mut vfs = options
+        .addresses
+        .iter()
+        .map(|address| Vf::open(*address, &options.vfs))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut burst = Burst::new();
     let mut scratch = vec![vec![0; ROOM]; pmd::frame::BURST_FRAMES];
     let end = Instant::now() + Duration::from_secs(options.seconds);

@@ -20,11 +20,14 @@ const PACKAGES: &[&str] = &[
     "shellcheck",
     // Counts instructions.
     "valgrind",
-    // The lab's kernel and initramfs, and what its jobs call.
+    // The lab's kernel with rebuilt modules, its initramfs, and what its jobs call.
+    "binutils",
     "busybox-static",
     "cpio",
     "ethtool",
+    "gcc-12",
     "kmod",
+    "make",
     "pciutils",
     "xz-utils",
     "zstd",

@@ -1,16 +1,22 @@
-//! SIGBUS on guest memory: a guest that truncates its memory file loses its own relay, not the daemon.
+//! SIGBUS on mappings that others can take away: whoever does so loses what is his own, not the daemon.
 //!
-//! Touching a page behind the end of a truncated file raises SIGBUS in the thread that touches it. The handler looks
-//! the address up in a table of guarded mappings, lays private zero pages over the rest of that mapping, marks it
-//! poisoned, and returns: the interrupted copy finishes on zeros. Any other SIGBUS ends the process as it always does.
+//! ```text
+//!   memory of a guest      its file was truncated            reads give zeros, the relay ends the guest's session
+//!   a BAR                  the function left the machine     reads give ones, writes go nowhere (`vfio::bar`)
+//! ```
+//!
+//! Touching a page that is no longer there raises SIGBUS in the thread that touches it. The handler looks the address up in
+//! a table of guarded mappings, marks that mapping poisoned, lays private zero pages over all of it, and returns: the
+//! interrupted access is made again and finishes on zeros. Any other SIGBUS ends the process as it always does.
 //!
 //! The handler may only use what is async-signal-safe: atomics and the `mmap` system call.
 
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// Mappings that can be guarded at once: 64 guests with as many regions as each may have.
-const SLOTS: usize = 64 * super::memory::MAX_REGIONS;
+/// Mappings that can be guarded at once: 64 guests with 509 regions each (as many as QEMU has), their logs and files, and
+/// BARs of as many devices.
+const SLOTS: usize = 64 * 520;
 
 /// One guarded mapping. `version` is odd while the other fields change, so that the handler never pairs the address of
 /// one mapping with the length of another.
@@ -54,13 +60,18 @@ impl Slot {
 
 /// Guards one mapping for as long as it lives.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub struct Guard {
     slot: usize,
 }
 
 impl Guard {
-    /// Guards `len` bytes at `start`; `None` when all slots are taken: such a mapping must not be used.
-    pub(super) fn new(start: usize, len: usize) -> Option<Self> {
+    /// Guards the mapping of `len` bytes at `start`, whole pages; `None` when all slots are taken: such a mapping must not be
+    /// used.
+    ///
+    /// # Safety
+    /// The bytes must be mapped as long as the guard lives, so it goes before the mapping does; and nobody may have references
+    /// to them but as atomics, nor count on their values.
+    pub unsafe fn new(start: usize, len: usize) -> Option<Self> {
         INSTALL.call_once(install);
         let free = |slot: &Slot| {
             slot.taken.compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed).is_ok()
@@ -71,8 +82,9 @@ impl Guard {
         Some(Self { slot })
     }
 
-    /// Whether a page of the mapping was missing when it was touched.
-    pub(super) fn is_poisoned(&self) -> bool {
+    /// Whether a page of the mapping was missing when it was touched. True before anybody can read one of the zeros.
+    #[inline]
+    pub fn is_poisoned(&self) -> bool {
         TABLE[self.slot].poisoned.load(Ordering::Acquire)
     }
 }
@@ -110,9 +122,11 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
     let address = unsafe { (*info).si_addr() } as usize;
     for slot in &TABLE {
         let Some((start, len)) = slot.holds(address) else { continue };
-        // The whole mapping, not the page: huge pages cannot be replaced in part, and a guest that does this is gone.
-        // SAFETY: `start..start+len` is a live guest mapping (its guard is), which nobody holds references into;
-        // replacing its pages by zero pages only changes bytes that may change at any time anyway.
+        // In front of the zeros, so that they can be told from what was there.
+        slot.poisoned.store(true, Ordering::SeqCst);
+        // The whole mapping, not the page: huge pages cannot be replaced in part, and whoever does this is gone.
+        // SAFETY: `start..start+len` is a live mapping (its guard is), which nobody holds references into; replacing its
+        // pages by zero pages only changes bytes that may change at any time anyway.
         let zeros = unsafe {
             libc::mmap(
                 start as *mut libc::c_void,
@@ -124,7 +138,6 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
             )
         };
         if zeros != libc::MAP_FAILED {
-            slot.poisoned.store(true, Ordering::Release);
             return;
         }
     }
@@ -134,41 +147,19 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::Slot;
-    use crate::guest::memory::tests::memfd;
-    use crate::guest::memory::{GuestMemory, RegionDescription};
+    use super::*;
 
     #[test]
     fn a_slot_that_is_being_changed_holds_nothing() {
-        let slot = &super::TABLE[super::SLOTS - 1];
-        let holds = |slot: &Slot, address| slot.holds(address);
+        let slot = &TABLE[SLOTS - 1];
         slot.set(0x1000, 0x2000);
-        assert_eq!(holds(slot, 0x2fff), Some((0x1000, 0x2000)));
-        assert_eq!(holds(slot, 0x3000), None);
-        assert_eq!(holds(slot, 0xfff), None);
-        slot.version.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        assert_eq!(holds(slot, 0x2fff), None);
-        slot.version.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(slot.holds(0x2fff), Some((0x1000, 0x2000)));
+        assert_eq!(slot.holds(0x3000), None);
+        assert_eq!(slot.holds(0xfff), None);
+        slot.version.fetch_add(1, Ordering::SeqCst);
+        assert_eq!(slot.holds(0x2fff), None);
+        slot.version.fetch_add(1, Ordering::SeqCst);
         slot.set(0, 0);
-        assert_eq!(holds(slot, 0), None);
-    }
-
-    #[test]
-    fn a_truncated_memory_file_poisons_its_guest_and_nobody_dies() {
-        let file = memfd(0x4000);
-        let keep = file.try_clone().unwrap();
-        let description = RegionDescription { gpa: 0, size: 0x4000, user: 0x10000, offset: 0 };
-        let memory = Arc::new(GuestMemory::map([(description, file)]).unwrap());
-        let host = memory.at_user_address(0x12000, 8).unwrap().host;
-        // SAFETY: `memory` holds the mapping.
-        unsafe { host.as_ptr().write_volatile(7) };
-        assert!(!memory.is_poisoned());
-        keep.set_len(0).unwrap();
-        // SAFETY: as above; the missing page is what the handler is for.
-        let value = unsafe { host.as_ptr().read_volatile() };
-        assert_eq!(value, 0);
-        assert!(memory.is_poisoned());
+        assert_eq!(slot.holds(0), None);
     }
 }
