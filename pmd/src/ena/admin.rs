@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use super::descriptor;
 use super::mmio::Mmio;
 use super::registers::*;
 use crate::memory::DmaSlice;
@@ -167,7 +168,7 @@ impl AdminQueue {
             return Err(AdminError::Silent);
         }
         let slot = usize::from(self.count % DEPTH) * WORDS;
-        let phase = u32::from(self.count / DEPTH % 2 == 0);
+        let phase = u32::from(descriptor::phase(self.count, DEPTH));
         let id = u32::from(self.count) & ID_MASK;
         for (at, word) in command.words.iter().enumerate().skip(1) {
             self.commands.store32(slot + at, *word);

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
+use super::descriptor;
 use super::features::Hints;
 use super::mmio::Mmio;
 use super::registers::*;
@@ -105,7 +106,7 @@ impl Events {
 
     fn next(&mut self) -> Option<Event> {
         let slot = usize::from(self.count % DEPTH) * WORDS;
-        let phase = u32::from(self.count / DEPTH % 2 == 0);
+        let phase = u32::from(descriptor::phase(self.count, DEPTH));
         if self.ring.load32(slot + 1) & 1 != phase {
             return None;
         }

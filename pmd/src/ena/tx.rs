@@ -170,6 +170,9 @@ impl EnaTransmit {
     /// Reads what the device has sent.
     #[inline]
     fn collect(&mut self) {
+        if self.disabled {
+            return;
+        }
         let mut found = 0;
         let mut failed = 0;
         // No more than are on their way: a device that completes without end is none of ours to follow.
@@ -364,14 +367,13 @@ impl TransmitQueue for EnaTransmit {
 
     #[inline]
     fn transmit(&mut self, frames: Frames<'_>) -> Accepted {
+        self.collect();
         if self.disabled {
             return Accepted::Copied(0);
         }
-        self.collect();
         let mut accepted = 0;
         for (frame, segments) in frames.iter() {
             match self.send(frame, segments) {
-                _ if self.disabled => break,
                 None => break,
                 Some(true) => {}
                 Some(false) => {
@@ -388,9 +390,7 @@ impl TransmitQueue for EnaTransmit {
 
     #[inline]
     fn reclaim(&mut self, _done: &mut Completions) {
-        if !self.disabled {
-            self.collect();
-        }
+        self.collect();
     }
 
     fn outstanding(&self) -> usize {
@@ -399,5 +399,290 @@ impl TransmitQueue for EnaTransmit {
 
     fn abort(&mut self, _done: &mut Completions) {
         self.disabled = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ena::double::{DeviceMemory, Doorbell};
+    use crate::ena::features::LlqLayout;
+    use crate::frame::{Burst, Token};
+    use crate::memory::dma::DmaMemory;
+    use crate::memory::dma::tests::{FakeMap, OFFSET};
+    use crate::offload::{Checksum, Offload};
+    use proptest::prelude::*;
+    use std::ptr::NonNull;
+
+    const DEPTH: u16 = 128;
+
+    struct Device {
+        doorbell: Arc<Doorbell>,
+        memory: Arc<DeviceMemory>,
+        ring: *const u64,
+        completions: *mut u64,
+        taken: u16,
+        written: u16,
+        counters: Arc<TransmitCounters>,
+        health: Arc<Health>,
+        metas: usize,
+    }
+
+    fn queue(layout: Option<LlqLayout>) -> (EnaTransmit, Device) {
+        let depth = usize::from(DEPTH);
+        let sizes = [depth * descriptor::SIZE, depth * descriptor::SENT_SIZE, SlotBuffers::bytes(DEPTH)];
+        let memory = DmaMemory::new(Arc::new(FakeMap::default()), sizes.iter().sum(), "test").unwrap();
+        let [ring, completions, buffers] = memory.carve(sizes).unwrap();
+        let device = Device {
+            doorbell: Arc::default(),
+            memory: Arc::default(),
+            ring: (ring.iova() - OFFSET) as *const u64,
+            completions: (completions.iova() - OFFSET) as *mut u64,
+            taken: 0,
+            written: 0,
+            counters: Arc::default(),
+            health: Arc::default(),
+            metas: 0,
+        };
+        let submissions = match layout {
+            None => Submissions::Host { ring, max_header: 96 },
+            Some(layout) => {
+                Submissions::Device { memory: Arc::clone(&device.memory) as Arc<dyn Registers>, layout }
+            }
+        };
+        let queue = EnaTransmit::new(Parts {
+            submissions,
+            completions,
+            depth: DEPTH,
+            doorbell: Arc::clone(&device.doorbell) as Arc<dyn Registers>,
+            buffers,
+            max_frame: 9234,
+            capabilities: Capabilities { udp: false, by_header: true, ..Capabilities::ALL },
+            keeps_reserved_bits: true,
+            counters: Arc::clone(&device.counters),
+            health: Arc::clone(&device.health),
+        });
+        (queue, device)
+    }
+
+    impl Device {
+        /// Takes what was submitted to memory of the host: ids and bytes of frames.
+        fn take(&mut self) -> Vec<(u16, Vec<u8>)> {
+            let (mut frames, mut id, mut bytes) = (Vec::new(), 0, Vec::new());
+            while u32::from(self.taken) != self.doorbell.last() {
+                let at = 2 * usize::from(self.taken & (DEPTH - 1));
+                // SAFETY: the queue keeps ring and buffers mapped; the test is single-threaded.
+                let words =
+                    unsafe { [self.ring.add(at).read_volatile(), self.ring.add(at + 1).read_volatile()] };
+                assert_eq!(words[0] >> 24 & 1 != 0, descriptor::phase(self.taken, DEPTH));
+                self.taken = self.taken.wrapping_add(1);
+                if words[0] >> 23 & 1 != 0 {
+                    self.metas += 1;
+                    continue;
+                }
+                if words[0] >> 28 & 1 != 0 {
+                    id = ((words[0] >> 16 & 0x3f) << 10 | words[0] >> 54) as u16;
+                }
+                let buffer = words[1] & 0xffff_ffff_ffff;
+                // SAFETY: as above.
+                bytes.extend(
+                    (0..words[0] as u16).map(|n| unsafe { (buffer as *const u8).add(n.into()).read() }),
+                );
+                if words[0] >> 27 & 1 != 0 {
+                    frames.push((id, std::mem::take(&mut bytes)));
+                }
+            }
+            frames
+        }
+
+        fn complete(&mut self, id: u16, status: u64) {
+            let phase = u64::from(descriptor::phase(self.written, DEPTH)) << 24;
+            let at = usize::from(self.written & (DEPTH - 1));
+            // SAFETY: as above.
+            unsafe { self.completions.add(at).write_volatile(u64::from(id) | status << 16 | phase) };
+            self.written = self.written.wrapping_add(1);
+        }
+
+        fn errors(&self) -> u64 {
+            self.counters.errors.load(Ordering::Relaxed)
+        }
+    }
+
+    fn transmit(queue: &mut EnaTransmit, frames: &mut [Vec<u8>], offload: Offload) -> usize {
+        let mut burst = Burst::new();
+        for (number, frame) in frames.iter_mut().enumerate() {
+            let start = NonNull::new(frame.as_mut_ptr()).unwrap();
+            // SAFETY: the frames outlive the burst and nobody touches them meanwhile.
+            let segment = unsafe { Segment::new(start, frame.len() as u32) };
+            burst.push_segment(segment).unwrap();
+            assert!(burst.finish_frame_with(Token(number as u32), offload));
+        }
+        let Accepted::Copied(accepted) = queue.transmit(burst.frames()) else { panic!("not copied") };
+        accepted
+    }
+
+    #[test]
+    fn frames_that_complete_out_of_order_give_their_ids_back_at_once_and_their_buffers_in_order() {
+        let (mut queue, mut device) = queue(None);
+        assert_eq!(transmit(&mut queue, &mut [vec![1; 60], vec![2; 5000], vec![3; 60]], Offload::NONE), 3);
+        let frames = device.take();
+        assert_eq!(frames.iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>(), [60, 5000, 60]);
+        device.complete(frames[2].0, 0);
+        device.complete(frames[1].0, 0);
+        queue.reclaim(&mut Completions::new());
+        assert_eq!((queue.ids.len(), queue.filled), (usize::from(DEPTH) - 2, 5));
+        device.complete(frames[0].0, 0);
+        queue.reclaim(&mut Completions::new());
+        assert_eq!((queue.ids.len(), queue.filled, queue.used), (usize::from(DEPTH) - 1, 0, 0));
+    }
+
+    #[test]
+    fn completions_of_frames_that_are_not_away_end_all_sending() {
+        for (id, breach) in [(77, Breach::TransmitId), (9999, Breach::TransmitId)] {
+            let (mut queue, mut device) = queue(None);
+            transmit(&mut queue, &mut [vec![1; 60]], Offload::NONE);
+            device.complete(id, 0);
+            assert_eq!(transmit(&mut queue, &mut [vec![1; 60]], Offload::NONE), 0);
+            assert_eq!(device.health.breach(), Some(breach));
+            assert_eq!(device.take().len(), 1);
+        }
+        let (mut queue, mut device) = queue(None);
+        transmit(&mut queue, &mut [vec![1; 60], vec![1; 60]], Offload::NONE);
+        let id = device.take()[0].0;
+        device.complete(id, 0);
+        device.complete(id, 0);
+        queue.reclaim(&mut Completions::new());
+        assert_eq!(device.health.breach(), Some(Breach::TransmitId));
+    }
+
+    #[test]
+    fn impossible_frames_are_counted_and_not_sent() {
+        let (mut queue, mut device) = queue(None);
+        assert_eq!(transmit(&mut queue, &mut [vec![1; 13], vec![1; 9235], vec![1; 60]], Offload::NONE), 3);
+        // A checksum where no header is.
+        let checksum = Checksum::Partial { start: 34, offset: 16 };
+        let offload = Offload { checksum, header_length: 54, ..Offload::NONE };
+        assert_eq!(transmit(&mut queue, &mut [vec![1; 100]], offload), 1);
+        assert_eq!((device.take().len(), device.errors()), (1, 3));
+    }
+
+    fn tcp(payload: usize) -> (Vec<u8>, Offload) {
+        let mut frame = vec![2; 12];
+        frame.extend([8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        frame.extend([0; 12]);
+        frame.extend([0x50, 0x10, 0, 0, 0, 0, 0, 0]);
+        frame.resize(frame.len() + payload, 7);
+        let checksum = Checksum::Partial { start: 34, offset: 16 };
+        (frame, Offload { checksum, header_length: 54, ..Offload::NONE })
+    }
+
+    #[test]
+    fn a_meta_descriptor_is_written_when_it_changes() {
+        let (mut queue, mut device) = queue(None);
+        let (frame, offload) = tcp(100);
+        let cut = Offload { segmentation: Segmentation::TcpV4, segment_size: 50, ..offload };
+        let metas: Vec<usize> = [offload, offload, Offload::NONE, cut, offload]
+            .into_iter()
+            .map(|offload| {
+                transmit(&mut queue, &mut [frame.clone()], offload);
+                device.take();
+                device.metas
+            })
+            .collect();
+        assert_eq!(metas, [1, 1, 1, 2, 3]);
+        // A segment of no bytes, and one that is too long for the wire.
+        for segment_size in [0, 9233] {
+            transmit(&mut queue, &mut [frame.clone()], Offload { segment_size, ..cut });
+        }
+        assert_eq!(device.errors(), 2);
+    }
+
+    #[test]
+    fn the_longest_frame_that_is_cut_has_few_descriptors_wherever_it_begins() {
+        let (mut queue, mut device) = queue(None);
+        let (frame, offload) = tcp(LONGEST_CUT as usize - 54);
+        let offload = Offload { segmentation: Segmentation::TcpV4, segment_size: 1448, ..offload };
+        for _ in 0..20 {
+            assert_eq!(transmit(&mut queue, &mut [frame.clone()], offload), 1);
+            let before = device.taken;
+            let taken = device.take();
+            assert!(taken[0].1 == frame);
+            assert!(usize::from(device.taken.wrapping_sub(before)) <= MOST_DESCRIPTORS);
+            device.complete(taken[0].0, 0);
+        }
+        assert_eq!(device.errors(), 0);
+    }
+
+    #[test]
+    fn a_burst_into_the_device_is_pushed_with_one_doorbell() {
+        let layout = LlqLayout {
+            queues: 1,
+            depth: 128,
+            entry: 128,
+            before_header: 2,
+            per_entry: 8,
+            meta_always: true,
+            burst: 0,
+        };
+        let (mut queue, device) = queue(Some(layout));
+        let mut frames: Vec<Vec<u8>> = (0..32).map(|n| vec![n; 90]).collect();
+        assert_eq!(transmit(&mut queue, &mut frames, Offload::NONE), 32);
+        assert_eq!((device.doorbell.writes(), device.doorbell.reads(), device.doorbell.last()), (1, 0, 32));
+        let pushed = device.memory.pushed.lock().unwrap();
+        for (n, (offset, entry)) in pushed.iter().enumerate() {
+            assert_eq!((*offset, entry.len()), (128 * n as u32, 16));
+            // A meta descriptor, one without bytes, and the frame.
+            assert_eq!((entry[0] >> 23 & 1, entry[2] as u16), (1, 0));
+            assert_eq!((entry[3] >> 56, entry[4].to_ne_bytes()), (90, [n as u8; 8]));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_accepted_frame_is_sent_once_and_whole_whatever_the_order_of_completions(
+            rounds in prop::collection::vec((prop::collection::vec(14usize..9300, 1..20), any::<u64>()), 1..60)
+        ) {
+            let (mut queue, mut device) = queue(None);
+            let mut away = Vec::new();
+            for (mark, (lengths, lot)) in rounds.into_iter().enumerate() {
+                let mut frames: Vec<Vec<u8>> = lengths.iter().map(|len| vec![mark as u8; *len]).collect();
+                let accepted = transmit(&mut queue, &mut frames, Offload::NONE);
+                let taken = device.take();
+                let expected: Vec<usize> = lengths[..accepted].iter().filter(|len| **len <= 9234).map(|len| *len.max(&60)).collect();
+                prop_assert_eq!(taken.iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>(), expected);
+                prop_assert!(taken.iter().all(|(_, bytes)| bytes[..14].iter().all(|byte| *byte == mark as u8)));
+                away.extend(taken.into_iter().map(|(id, _)| id));
+                let mut lot = lot;
+                while lot & 3 != 0 && !away.is_empty() {
+                    let id = away.swap_remove(lot as usize % away.len());
+                    device.complete(id, 0);
+                    lot >>= 2;
+                }
+            }
+            prop_assert_eq!(device.health.breach(), None);
+            away.drain(..).for_each(|id| device.complete(id, 0));
+            queue.reclaim(&mut Completions::new());
+            prop_assert_eq!((queue.ids.len(), queue.filled, queue.used), (usize::from(DEPTH) - 1, 0, 0));
+        }
+
+        #[test]
+        fn no_device_makes_it_panic_or_send_what_it_cannot(
+            steps in prop::collection::vec((any::<u64>(), 0u8..4), 1..300)
+        ) {
+            let (mut queue, mut device) = queue(None);
+            for (word, step) in steps {
+                match step {
+                    0 => device.complete(word as u16 % 130, word >> 16 & 0xff),
+                    1 => {
+                        // SAFETY: as above.
+                        unsafe { device.completions.add(word as usize % usize::from(DEPTH)).write_volatile(word) };
+                    }
+                    _ => { transmit(&mut queue, &mut [vec![1; 60], vec![2; 3000]], Offload::NONE); }
+                }
+                let away = queue.away.iter().flatten().count();
+                prop_assert_eq!(away + queue.ids.len(), usize::from(DEPTH) - 1);
+                prop_assert!(queue.used < DEPTH && queue.filled <= DEPTH);
+            }
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The `ena` driver against our model of the device: rung L1.
 
+#![allow(clippy::panic, reason = "tests fail by panicking")]
+
 use std::num::NonZero;
 use std::sync::Arc;
 use std::thread;
@@ -13,7 +15,9 @@ use pmd::device::{Armed, ReceiveQueue as _};
 use pmd::ena::{Ena, Patience, Setup};
 use pmd::pci::PciFunction;
 use pmd::vf::{Place, Vf, Wishes};
-use pmd::{Checksum, Device as _, DeviceError, DeviceEvent, Link, MacAddress, Offload, TransmitQueue as _};
+use pmd::{
+    Address, Checksum, Device as _, DeviceError, DeviceEvent, Link, MacAddress, Offload, TransmitQueue as _,
+};
 
 /// Limits that no working model comes near to, and that a test can wait for.
 const PATIENCE: Patience = Patience {
@@ -24,11 +28,13 @@ const PATIENCE: Patience = Patience {
 };
 
 fn setup(wishes: Wishes) -> Setup {
-    Setup { place: Place { address: "0000:00:06.0".parse().unwrap(), pf: None }, wishes, patience: PATIENCE }
+    let address = Address::new(0, 0, 6, 0).unwrap_or_else(|| panic!("no address"));
+    Setup { place: Place { address, pf: None }, wishes, patience: PATIENCE }
 }
 
 fn wishes(queue_pairs: u16) -> Wishes {
-    Wishes { queue_pairs: NonZero::new(queue_pairs).unwrap(), ..Wishes::default() }
+    let queue_pairs = NonZero::new(queue_pairs).unwrap_or(NonZero::<u16>::MIN);
+    Wishes { queue_pairs, ..Wishes::default() }
 }
 
 fn open(function: Arc<InProcess<Device>>, pairs: u16) -> Result<Vf<Ena>, DeviceError> {
@@ -494,7 +500,7 @@ mod troubles {
     #[test]
     fn a_device_that_was_reset_behind_the_drivers_back_is_noticed() {
         let mut exam = exam(Settings::nitro());
-        exam.function.with(|model, bus| models::Model::reset(model, bus));
+        exam.function.with(models::Model::reset);
         assert!(exam.hears(|event| matches!(event, DeviceEvent::ResetNeeded { .. })), "{:?}", exam.events);
         let _ = exam.function.take_faults();
         assert!(exam.recovers() && exam.traffic_is_back());

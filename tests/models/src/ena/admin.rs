@@ -102,7 +102,7 @@ impl Ena {
             for (word, bytes) in command.iter_mut().zip(bytes.as_chunks::<4>().0) {
                 *word = u32::from_le_bytes(*bytes);
             }
-            let phase = u32::from(self.admin.head / depth % 2 == 0);
+            let phase = u32::from(self.admin.head & depth == 0);
             if command[0] >> 24 & 1 != phase {
                 return bus.broken("an admin command has the phase of the lap before");
             }
@@ -121,7 +121,7 @@ impl Ena {
 
     fn answer(&mut self, bus: &mut Bus, depth: u16, id: u32, answer: Answer) {
         let (mut entry, status) = answer.map_or_else(|status| ([0; WORDS], status), |entry| (entry, 0));
-        let phase = u32::from(self.admin.answered / depth % 2 == 0);
+        let phase = u32::from(self.admin.answered & depth == 0);
         let id = if self.wrong == Some(Wrong::ReplyBit) { id | 0x800 } else { id };
         entry[0] = id | u32::from(status) << 16 | phase << 24;
         entry[1] = u32::from(self.admin.head) << 16;

@@ -29,7 +29,7 @@ impl Ena {
     /// The driver gives entries back.
     pub(super) fn events_read(&mut self, bus: &mut Bus, head: u32) {
         let depth = self.events.caps & 0xffff;
-        if depth == 0 || self.events.caps >> 16 != ENTRY as u32 {
+        if !depth.is_power_of_two() || self.events.caps >> 16 != ENTRY as u32 {
             return bus.broken("events are enabled without a ring of 64-byte entries");
         }
         let expected = match self.events.head {
@@ -64,7 +64,7 @@ impl Ena {
         for (word, place) in words.iter().zip(entry[16..].as_chunks_mut::<4>().0) {
             *place = word.to_le_bytes();
         }
-        entry[4] = u8::from(self.events.count / depth % 2 == 0);
+        entry[4] = u8::from(self.events.count & depth == 0);
         let at = self.events.base + u64::from(self.events.count % depth) * ENTRY as u64;
         // The phase last.
         bus.dma_write(at + 8, &entry[8..]);
