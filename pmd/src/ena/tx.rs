@@ -312,11 +312,12 @@ impl EnaTransmit {
             return None;
         }
         let len = self.buffers.copy_frame(segments, len, self.buffer);
+        let pushed = self.submissions.pushed().min(len);
+        let needed = if frame.offload().is_done() { pushed } else { len.min(LOOKED_AT) };
         let mut headers = [0; LOOKED_AT as usize];
-        let looked_at = self.buffers.segment(self.buffer, len.min(LOOKED_AT)).copy_to(&mut headers);
+        let looked_at = self.buffers.segment(self.buffer, needed).copy_to(&mut headers);
         let headers = &headers[..looked_at];
         let Some(work) = self.work(frame, headers) else { return Some(false) };
-        let pushed = self.submissions.pushed().min(len);
         let descriptors = self.describe(id, &work, len, pushed);
         let entries = self.submissions.entries(descriptors.len());
         // One entry stays empty: a ring whose tail meets its head is an empty one.

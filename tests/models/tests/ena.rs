@@ -18,6 +18,7 @@ use pmd::vf::{Place, Vf, Wishes};
 use pmd::{
     Address, Checksum, Device as _, DeviceError, DeviceEvent, Link, MacAddress, Offload, TransmitQueue as _,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Limits that no working model comes near to, and that a test can wait for.
 const PATIENCE: Patience = Patience {
@@ -214,22 +215,37 @@ mod what_every_driver_shows {
     }
 
     #[test]
-    fn a_sleeper_is_woken_by_a_frame() {
-        let mut exam = exam(Settings::newest());
-        let queue = &mut exam.queues().receive[0];
-        let bell = queue.bell().unwrap().try_clone_to_owned().unwrap();
-        let rings = |seconds| {
-            let mut fds = [rustix::event::PollFd::new(&bell, rustix::event::PollFlags::IN)];
-            let time = rustix::event::Timespec { tv_sec: seconds, tv_nsec: 0 };
-            rustix::event::poll(&mut fds, Some(&time)).unwrap() == 1
+    fn a_sleeper_is_woken_by_a_frame_for_its_queue_and_no_other() {
+        let mut exam = Exam::start(Device::new(Settings::newest()), |function| open(function, 4));
+        let bells: Vec<_> = exam
+            .queues()
+            .receive
+            .iter()
+            .map(|queue| queue.bell().unwrap().try_clone_to_owned().unwrap())
+            .collect();
+        let rings = |queue: usize| {
+            let mut fds = [PollFd::new(&bells[queue], PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
         };
         exam.function.arrive(numbered(0, 60));
-        assert!(!rings(0), "nobody sleeps");
-        exam.receive(0);
-        assert_eq!(exam.queues().receive[0].arm(), Armed::Rings);
-        exam.function.arrive(numbered(1, 60));
-        assert!(rings(1));
-        assert_eq!(exam.receive(0).len(), 1);
+        assert!((0..4).all(|queue| !rings(queue)), "nobody sleeps");
+        // What came while nobody slept may still wake who falls asleep.
+        (0..4).for_each(|queue| {
+            exam.receive(queue);
+            assert_eq!(exam.queues().receive[queue].arm(), Armed::Rings);
+            let _ = rustix::io::read(&bells[queue], &mut [0; 8]);
+        });
+        for flow in 0..32 {
+            let armed: Vec<Armed> = exam.queues().receive.iter_mut().map(|queue| queue.arm()).collect();
+            assert_eq!(armed, [Armed::Rings; 4]);
+            exam.function.arrive(packet(Ip::V6, Transport::Tcp, flow * 1019, b""));
+            let woken: Vec<usize> = (0..4).filter(|queue| rings(*queue)).collect();
+            for queue in &woken {
+                assert_eq!(exam.receive(*queue).len(), 1);
+                rustix::io::read(&bells[*queue], &mut [0; 8]).unwrap();
+            }
+            assert_eq!(woken.len(), 1, "flow {flow}");
+        }
         exam.no_faults();
     }
 
