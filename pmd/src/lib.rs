@@ -7,6 +7,7 @@
 //! This crate knows PCI, VFIO, DMA memory and NIC registers. It knows nothing of the virtio rings of guests.
 
 pub mod device;
+pub mod ena;
 pub mod frame;
 pub mod igbvf;
 pub mod intel;

@@ -36,6 +36,11 @@ impl Address {
             function,
         })
     }
+
+    /// How the function names itself on the bus: 8 bits of bus, 5 of device, 3 of function (PCI Express 2.2.6.2).
+    pub fn routing_id(&self) -> u16 {
+        u16::from(self.bus) << 8 | u16::from(self.device) << 3 | u16::from(self.function)
+    }
 }
 
 impl fmt::Display for Address {

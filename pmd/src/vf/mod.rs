@@ -16,6 +16,7 @@ pub use setup::{Place, Wishes};
 use std::sync::Arc;
 
 use crate::device::{Device, DeviceError};
+use crate::ena::{self, Ena};
 use crate::igbvf::{self, Igbvf};
 use crate::ixgbevf::{self, Ixgbevf};
 use crate::pci::{Address, Ids, PciFunction, Sysfs};
@@ -78,6 +79,15 @@ const DRIVERS: &[Driver] = &[
                 patience: ixgbevf::Patience::default(),
             };
             Ok(Box::new(Ixgbevf::open(found.function, setup)?))
+        },
+    },
+    Driver {
+        name: "ena",
+        ids: &ena::IDS,
+        open: |found| {
+            let patience = ena::Patience::default();
+            let setup = ena::Setup { place: found.place, wishes: found.wishes, patience };
+            Ok(Box::new(Ena::open(found.function, setup)?))
         },
     },
 ];

@@ -29,6 +29,8 @@ pub struct InProcess<M: Model> {
     gone: AtomicBool,
     removal: AtomicBool,
     shared: AtomicBool,
+    /// BARs are mapped uncached, whatever a driver wishes.
+    uncached: AtomicBool,
     resets: AtomicU64,
     reads: AtomicU64,
     writes: AtomicU64,
@@ -58,6 +60,7 @@ impl<M: Model> InProcess<M> {
             gone: AtomicBool::new(false),
             removal: AtomicBool::new(false),
             shared: AtomicBool::new(false),
+            uncached: AtomicBool::new(false),
             resets: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
@@ -110,6 +113,11 @@ impl<M: Model> InProcess<M> {
     /// Another function reaches the same memory.
     pub fn set_shared(&self, shared: bool) {
         self.shared.store(shared, Ordering::Relaxed);
+    }
+
+    /// Maps BARs uncached from now on, as a kernel does that offers nothing else.
+    pub fn refuse_write_combining(&self) {
+        self.uncached.store(true, Ordering::Relaxed);
     }
 
     /// Function level resets so far.
@@ -245,6 +253,8 @@ impl<M: Model> PciFunction for InProcess<M> {
         if start.checked_add(len as u64).is_none_or(|end| end > room) {
             return Err(DeviceError::Unsupported(format!("BAR {index} has {room} bytes")));
         }
+        let refused = self.uncached.load(Ordering::Relaxed);
+        let caching = if refused { Caching::Uncached } else { caching };
         Ok(Arc::new(Window { function: self, bar: index, start, caching }))
     }
 

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use models::Exam;
+use models::ena::Settings;
 use models::rate::Rate;
+use pmd::ena::{self, Ena};
 use pmd::igbvf::{self, Igbvf};
 use pmd::ixgbevf::{self, Ixgbevf};
 use pmd::pci::Address;
@@ -20,7 +22,7 @@ const SIZES: [usize; 2] = [64, 1514];
 type Driver = (&'static str, fn(usize, Duration) -> Rate);
 
 /// All drivers.
-const DRIVERS: &[Driver] = &[("igbvf", igbvf), ("ixgbevf", ixgbevf)];
+const DRIVERS: &[Driver] = &[("igbvf", igbvf), ("ixgbevf", ixgbevf), ("ena", ena), ("ena-host", ena_host)];
 
 fn place() -> Place {
     let Some(address) = Address::new(0, 1, 0x10, 0) else { panic!("no address") };
@@ -48,6 +50,20 @@ fn ixgbevf(size: usize, time: Duration) -> Rate {
     };
     let model = models::ixgbevf::Ixgbevf::new(models::ixgbevf::Options::default());
     Exam::start(model, |function| Ixgbevf::open(function, setup)).rate(size, time)
+}
+
+fn ena_of(settings: Settings, size: usize, time: Duration) -> Rate {
+    let setup = ena::Setup { place: place(), wishes: Wishes::default(), patience: ena::Patience::default() };
+    Exam::start(models::ena::Ena::new(settings), |function| Ena::open(function, setup)).rate(size, time)
+}
+
+fn ena(size: usize, time: Duration) -> Rate {
+    ena_of(Settings::newest(), size, time)
+}
+
+/// With descriptors in memory of the host.
+fn ena_host(size: usize, time: Duration) -> Rate {
+    ena_of(Settings::first(), size, time)
 }
 
 fn main() -> ExitCode {
