@@ -18,6 +18,7 @@ use std::sync::Arc;
 use crate::device::{Device, DeviceError};
 use crate::igbvf::{self, Igbvf};
 use crate::ixgbevf::{self, Ixgbevf};
+use crate::nfp::{self, Nfp};
 use crate::pci::{Address, Ids, PciFunction, Sysfs};
 use crate::vfio::{Access, Function, VfToken};
 
@@ -78,6 +79,15 @@ const DRIVERS: &[Driver] = &[
                 patience: ixgbevf::Patience::default(),
             };
             Ok(Box::new(Ixgbevf::open(found.function, setup)?))
+        },
+    },
+    Driver {
+        name: "nfp",
+        ids: &nfp::IDS,
+        open: |found| {
+            let setup =
+                nfp::Setup { place: found.place, wishes: found.wishes, patience: nfp::Patience::default() };
+            Ok(Box::new(Nfp::open(found.function, setup)?))
         },
     },
 ];

@@ -1,0 +1,372 @@
+//! The transmit ring.
+//!
+//! ```text
+//!   head ──▶ [with the device] ◀── tail      its read pointer, which the device moves, says up to where it has read
+//! ```
+//!
+//! A frame is copied once, into memory that goes around with the ring, and described in the firmware's format. How far the
+//! device has got costs nothing to see where it writes its read pointer to memory (TXRWB). Else the pointer is a register,
+//! which is read when half of the ring is filled: once for a few hundred frames.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+use super::arena::Arena;
+use super::descriptor::{
+    NFDK_HEAD, NFDK_PIECE, Work, nfd3_frame, nfd3_piece, nfdk_cut, nfdk_head, nfdk_meta, nfdk_piece,
+};
+use super::queue_controller::Queue;
+use super::registers::POINTER;
+use crate::device::{Accepted, Completions, TransmitQueue};
+use crate::frame::{Frame, Frames, MIN_FRAME, MIN_WIRE, Segment};
+use crate::memory::DmaSlice;
+use crate::net::layers::Layers;
+use crate::offload::{Capabilities, Segmentation};
+
+/// Bytes of the ring, in either format.
+pub const RING_BYTES: usize = 16 * 1024;
+/// Bytes of the memory for frames.
+pub const ARENA_BYTES: usize = 2 << 20;
+/// Bytes of headers that are looked at.
+const HEADERS: usize = 256;
+/// Most segments that a frame may be cut into (`NFP_NET_LSO_MAX_SEGS`).
+pub const MOST_SEGMENTS: u32 = 64;
+/// Longest headers of a frame that is cut (`NFP_NET_LSO_MAX_HDR_SZ`).
+const LONGEST_HEADERS: usize = 255;
+/// Largest segment (`NFD3_DESC_TX_MSS_MASK`).
+const LARGEST_SEGMENT: u16 = 0x3fff;
+/// Calls that pass before a register which has not moved is read again.
+const PAUSE: u8 = 8;
+
+/// The format of the descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// 1024 of 16 bytes. Frames that are cut come in pieces of at most 16 KiB, for firmware that gathers.
+    Nfd3 {
+        /// A frame may be in several pieces.
+        gathers: bool,
+    },
+    /// 2048 of 8 bytes, in blocks of 32, over whose ends no frame reaches, with 64 KiB at most.
+    Nfdk,
+}
+
+impl Format {
+    /// Descriptors of a ring.
+    pub const fn ring(self) -> u16 {
+        match self {
+            Self::Nfd3 { .. } => 1024,
+            Self::Nfdk => 2048,
+        }
+    }
+
+    /// Descriptors that stay empty: those that Linux's and DPDK's drivers leave (`NFDK_TX_DESC_STOP_CNT`).
+    const fn kept_free(self) -> u16 {
+        match self {
+            Self::Nfd3 { .. } => 8,
+            Self::Nfdk => 64,
+        }
+    }
+
+    /// Longest frame: its length has 16 bits, or fits into a block.
+    const fn longest(self) -> u32 {
+        match self {
+            Self::Nfd3 { .. } => 0xffff,
+            Self::Nfdk => BLOCK_BYTES,
+        }
+    }
+}
+
+/// Descriptors of an NFDk block, and bytes of frames that they may describe (`NFDK_TX_MAX_DATA_PER_BLOCK`).
+const BLOCK: u16 = 32;
+const BLOCK_BYTES: u32 = 64 * 1024;
+
+/// What the transmit queues count for the slow side.
+#[derive(Debug, Default)]
+pub struct TransmitCounters {
+    /// Frames of lengths that the device does not send.
+    pub bad_length: AtomicU64,
+    /// Frames whose headers do not say what is left to the device, or leave it too much.
+    pub bad_headers: AtomicU64,
+    /// The read pointer was where nothing has been given to the device: it cannot be trusted any more.
+    pub lost: AtomicBool,
+}
+
+/// A transmit queue of a VF.
+#[derive(Debug)]
+pub struct NfpTransmit {
+    queue: Queue,
+    ring: DmaSlice,
+    arena: Arena,
+    format: Format,
+    capabilities: Capabilities,
+    /// Longest frame that is not cut.
+    max_frame: u32,
+    /// The oldest slot that the device has not read.
+    head: u16,
+    /// The slot that is filled next.
+    tail: u16,
+    /// Where the frame that ends in a slot ends in the arena; for slots before its last, where it begins.
+    ends: Box<[u32]>,
+    /// Where the device writes its read pointer.
+    write_back: Option<DmaSlice>,
+    /// Calls for which the register is not read.
+    pause: u8,
+    /// Bytes of frames in the NFDk block that is being filled.
+    block_bytes: u32,
+    /// Aborted: nothing is sent any more.
+    disabled: bool,
+    counters: Arc<TransmitCounters>,
+}
+
+/// Memory of a transmit queue.
+#[derive(Debug)]
+pub(super) struct Memory {
+    /// [`RING_BYTES`].
+    pub ring: DmaSlice,
+    /// [`ARENA_BYTES`].
+    pub arena: DmaSlice,
+    /// A word for the read pointer, where the firmware writes it.
+    pub write_back: Option<DmaSlice>,
+}
+
+impl NfpTransmit {
+    /// A queue that the firmware has taken over. `capabilities` are what it was switched on to do.
+    pub(super) fn new(
+        queue: Queue,
+        memory: Memory,
+        format: Format,
+        capabilities: Capabilities,
+        max_frame: u32,
+        counters: Arc<TransmitCounters>,
+    ) -> Self {
+        Self {
+            queue,
+            ring: memory.ring,
+            arena: Arena::new(memory.arena),
+            format,
+            capabilities,
+            max_frame,
+            head: 0,
+            tail: 0,
+            ends: vec![0; usize::from(format.ring())].into_boxed_slice(),
+            write_back: memory.write_back,
+            pause: 0,
+            block_bytes: 0,
+            disabled: false,
+            counters,
+        }
+    }
+
+    #[inline]
+    fn mask(&self) -> u16 {
+        self.format.ring() - 1
+    }
+
+    /// Slots with the device, or filled for it.
+    #[inline]
+    fn used(&self) -> u16 {
+        self.tail.wrapping_sub(self.head) & self.mask()
+    }
+
+    /// Slots that can be filled.
+    #[inline]
+    fn room(&self) -> u16 {
+        (self.format.ring() - self.format.kept_free()).saturating_sub(self.used())
+    }
+
+    /// Takes over a read pointer of the device; `false` where it cannot be right.
+    #[inline]
+    fn advance_to(&mut self, pointer: u32) -> bool {
+        let done = (pointer as u16).wrapping_sub(self.head) & self.mask();
+        if done > self.used() {
+            return false;
+        }
+        if done > 0 {
+            self.head = (self.head + done) & self.mask();
+            let last = self.head.wrapping_sub(1) & self.mask();
+            if let Some(end) = self.ends.get(usize::from(last)) {
+                self.arena.free(*end);
+            }
+        }
+        true
+    }
+
+    /// Sees how far the device has got. `short` says that there is no room for a frame.
+    #[inline]
+    fn look(&mut self, short: bool) {
+        if self.used() == 0 {
+            return;
+        }
+        if let Some(word) = &self.write_back {
+            let pointer = word.load32(0) & POINTER;
+            let before = self.head;
+            // One that cannot be right is late, or wrong: the register will tell when there is need.
+            if self.advance_to(pointer) && (!short || self.head != before) {
+                return;
+            }
+        }
+        let wanted = short || self.write_back.is_none() && self.used() > self.format.ring() / 2;
+        if !wanted {
+            return;
+        }
+        if self.pause > 0 {
+            self.pause -= 1;
+            return;
+        }
+        let before = self.head;
+        let believed = self.queue.read_pointer().is_none_or(|pointer| self.advance_to(pointer));
+        if !believed {
+            self.disabled = true;
+            self.counters.lost.store(true, Ordering::Relaxed);
+        }
+        self.pause = if self.head == before { PAUSE } else { 0 };
+    }
+
+    /// What the device is to do to a frame; an error where its headers do not say so.
+    #[inline]
+    fn work(&self, frame: &Frame, segments: &[Segment]) -> Result<Option<Work>, ()> {
+        let offload = frame.offload();
+        if offload.is_done() {
+            return Ok(None);
+        }
+        let mut headers = [0; HEADERS];
+        let copied = segments.first().map_or(0, |first| first.copy_to(&mut headers));
+        let layers = Layers::of(&headers[..copied], offload).ok_or(())?;
+        if offload.segmentation == Segmentation::None {
+            return Ok(Some(Work { layers, segment: 0, segments: 1 }));
+        }
+        let payload = frame.len().saturating_sub(layers.headers() as u32);
+        let (size, count) = (offload.segment_size, payload.div_ceil(u32::from(offload.segment_size.max(1))));
+        let fits = (1..=LARGEST_SEGMENT).contains(&size) && (1..=MOST_SEGMENTS).contains(&count);
+        if !fits || layers.headers() > LONGEST_HEADERS {
+            return Err(());
+        }
+        Ok(Some(Work { layers, segment: size, segments: count as u8 }))
+    }
+
+    /// Whether a frame has a length that can be sent.
+    #[inline]
+    fn is_sendable(&self, len: u32, work: Option<&Work>) -> bool {
+        let longest =
+            if work.is_some_and(|work| work.segment > 0) { self.format.longest() } else { self.max_frame };
+        (MIN_FRAME..=longest).contains(&len)
+    }
+
+    /// Fills the next slot.
+    #[inline]
+    fn fill(&mut self, words: &[u64], end: u32) {
+        let at = usize::from(self.tail) * words.len();
+        for (n, word) in words.iter().enumerate() {
+            self.ring.store(at + n, *word);
+        }
+        if let Some(entry) = self.ends.get_mut(usize::from(self.tail)) {
+            *entry = end;
+        }
+        self.tail = (self.tail + 1) & self.mask();
+    }
+
+    /// Copies and describes a frame; `false` where there is no room for it.
+    #[inline]
+    fn send(&mut self, segments: &[Segment], len: u32, work: Option<&Work>) -> bool {
+        let wire = len.max(MIN_WIRE);
+        let Some(start) = self.arena.place(wire) else { return false };
+        match self.format {
+            Format::Nfd3 { gathers } => {
+                let piece = if gathers { NFDK_PIECE } else { u32::from(u16::MAX) };
+                if wire.div_ceil(piece) > u32::from(self.room()) {
+                    return false;
+                }
+                let end = self.arena.copy(start, segments, len);
+                let second = nfd3_frame(wire, work);
+                let mut at = 0;
+                while at < wire {
+                    let part = piece.min(wire - at);
+                    let last = at + part == wire;
+                    let first = nfd3_piece(self.arena.iova(start.wrapping_add(at)), part, last);
+                    self.fill(&[first, second], if last { end } else { start });
+                    at += part;
+                }
+            }
+            Format::Nfdk => {
+                let pieces = 1 + wire.saturating_sub(NFDK_HEAD).div_ceil(NFDK_PIECE) as u16;
+                let cut = work.filter(|work| work.segment > 0);
+                let needed = pieces + 1 + u16::from(cut.is_some());
+                let left = BLOCK - self.tail % BLOCK;
+                let closes = needed > left || self.block_bytes + wire > BLOCK_BYTES;
+                if needed + if closes { left } else { 0 } > self.room() {
+                    return false;
+                }
+                if closes {
+                    let filled = self.arena.filled();
+                    (0..left).for_each(|_| self.fill(&[0], filled));
+                    self.block_bytes = 0;
+                }
+                let end = self.arena.copy(start, segments, len);
+                let head = NFDK_HEAD.min(wire);
+                self.fill(&[nfdk_head(self.arena.iova(start), head, head == wire, work)], start);
+                let mut at = head;
+                while at < wire {
+                    let part = NFDK_PIECE.min(wire - at);
+                    let iova = self.arena.iova(start.wrapping_add(at));
+                    self.fill(&[nfdk_piece(iova, part, at + part == wire)], start);
+                    at += part;
+                }
+                self.fill(&[nfdk_meta(work)], if cut.is_some() { start } else { end });
+                if let Some(cut) = cut {
+                    self.fill(&[nfdk_cut(cut)], end);
+                }
+                self.block_bytes = if self.tail.is_multiple_of(BLOCK) { 0 } else { self.block_bytes + wire };
+            }
+        }
+        true
+    }
+}
+
+impl TransmitQueue for NfpTransmit {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    #[inline]
+    fn transmit(&mut self, frames: Frames<'_>) -> Accepted {
+        self.look(false);
+        let start = self.tail;
+        let mut accepted = 0;
+        for (frame, segments) in frames.iter() {
+            if self.disabled {
+                break;
+            }
+            match self.work(frame, segments) {
+                Ok(work) if self.is_sendable(frame.len(), work.as_ref()) => {
+                    let mut sent = self.send(segments, frame.len(), work.as_ref());
+                    if !sent {
+                        self.look(true);
+                        sent = !self.disabled && self.send(segments, frame.len(), work.as_ref());
+                    }
+                    if !sent {
+                        break;
+                    }
+                }
+                Ok(_) => drop(self.counters.bad_length.fetch_add(1, Ordering::Relaxed)),
+                Err(()) => drop(self.counters.bad_headers.fetch_add(1, Ordering::Relaxed)),
+            }
+            accepted += 1;
+        }
+        let filled = self.tail.wrapping_sub(start) & self.mask();
+        if filled > 0 {
+            fence(Ordering::Release);
+            self.queue.advance(u32::from(filled));
+        }
+        Accepted::Copied(accepted)
+    }
+
+    fn reclaim(&mut self, _done: &mut Completions) {}
+
+    fn outstanding(&self) -> usize {
+        0
+    }
+
+    fn abort(&mut self, _done: &mut Completions) {
+        self.disabled = true;
+    }
+}
