@@ -377,7 +377,8 @@ impl VfDriver for Nfp {
         let memory = DmaMemory::new(map, DmaMemory::needed(&sizes), &format!("nfp {}", self.place))?;
         tracing::debug!(device = %self.place, bytes = memory.len(), huge = memory.is_huge(), "DMA memory");
         let slices = memory.carve_all(&sizes)?;
-        let bits = if firmware.path == DataPath::Nfd3 { descriptor::NFD3_ADDRESS } else { descriptor::ADDRESS };
+        let bits =
+            if firmware.path == DataPath::Nfd3 { descriptor::NFD3_ADDRESS } else { descriptor::ADDRESS };
         if slices.iter().any(|slice| (slice.iova() + slice.len() as u64) >> bits != 0) {
             return Err(DeviceError::Failed(format!(
                 "{}: its descriptors hold {bits} bits of an address, and its memory lies above; use an IOMMU: \
