@@ -40,21 +40,31 @@ impl Arena {
         (start.wrapping_sub(self.freed) + len <= self.size).then_some(start)
     }
 
-    /// Copies a frame of `len` bytes to a place that it was given, filled up with zeros to what the wire takes; its end.
+    /// Whether frames of `len` bytes together, none of which has more than `longest`, find room.
     #[inline]
-    pub fn copy(&mut self, start: u32, segments: &[Segment], len: u32) -> u32 {
+    pub fn has_room(&self, len: u32, longest: u32) -> bool {
+        self.size - self.filled.wrapping_sub(self.freed) >= len.saturating_add(longest)
+    }
+
+    /// Copies a frame to a place that it was given: `headers`, and then `len` bytes of what is in `segments` from byte
+    /// `from` on, filled up with zeros to what the wire takes; its end.
+    #[inline]
+    pub fn copy(&mut self, start: u32, headers: &[u8], segments: &[Segment], from: u32, len: u32) -> u32 {
         let base = (start & (self.size - 1)) as usize;
-        if len < MIN_WIRE {
+        let whole = headers.len() as u32 + len;
+        if whole < MIN_WIRE {
             self.memory.segment(base, MIN_WIRE).copy_from(&[0; MIN_WIRE as usize]);
         }
-        let mut at = 0;
+        self.memory.segment(base, headers.len() as u32).copy_from(headers);
+        let (mut skip, mut at) = (from, headers.len() as u32);
         for segment in segments {
             // A frame is not longer than its place.
-            let part = segment.part(0, len - at);
+            let part = segment.part(skip, whole - at);
+            skip = skip.saturating_sub(segment.len());
             self.memory.segment(base + at as usize, part.len()).copy_from_segment(&part);
             at += part.len();
         }
-        self.filled = start.wrapping_add(len.max(MIN_WIRE).next_multiple_of(LINE));
+        self.filled = start.wrapping_add(whole.max(MIN_WIRE).next_multiple_of(LINE));
         self.filled
     }
 
@@ -103,7 +113,10 @@ mod tests {
         let start = arena.place(len.max(MIN_WIRE))?;
         // SAFETY: the test keeps `bytes` alive and untouched while the segment is used.
         let segment = unsafe { Segment::new(NonNull::new(bytes.as_mut_ptr()).unwrap(), len) };
-        Some((start, arena.copy(start, &[segment.part(0, 9), segment.part(9, len)], len)))
+        let pieces = [segment.part(0, 9), segment.part(9, 3), segment.part(12, len)];
+        // Half of the frames come as their first bytes and the rest from behind them.
+        let from = if bytes[0].is_multiple_of(2) { 0 } else { 10 };
+        Some((start, arena.copy(start, &vec![bytes[0]; from as usize], &pieces, from, len - from)))
     }
 
     fn read(arena: &Arena, start: u32, len: u32) -> Vec<u8> {

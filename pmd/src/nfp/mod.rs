@@ -8,7 +8,7 @@
 //! What it does: checksums (both ways) and TCP segmentation, several queues with RSS, jumbo frames, promiscuous mode and
 //! groups as far as the firmware grants them, VLAN filters where it has them, its own address or one that is wished for,
 //! interrupts for received frames while a worker sleeps. Tags stay in frames. What it does not do: frames sent from
-//! guest memory, UDP segmentation, frames to be cut into more than 64 segments (they are dropped as `tx_bad_headers`).
+//! guest memory, UDP segmentation.
 //!
 //! What the hot path costs: a register write for a burst sent and one for a burst received. Reading is needed only where the
 //! firmware does not write its read pointers to memory (TXRWB): once when half of a transmit ring is filled, which is about
@@ -16,6 +16,7 @@
 
 mod arena;
 mod control;
+mod cut;
 mod descriptor;
 mod firmware;
 mod metadata;

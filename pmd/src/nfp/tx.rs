@@ -12,13 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use super::arena::Arena;
+use super::cut;
 use super::descriptor::{
     NFDK_HEAD, NFDK_PIECE, Work, nfd3_frame, nfd3_piece, nfdk_cut, nfdk_head, nfdk_meta, nfdk_piece,
 };
 use super::queue_controller::Queue;
 use super::registers::POINTER;
 use crate::device::{Accepted, Completions, TransmitQueue};
-use crate::frame::{Frame, Frames, MIN_FRAME, MIN_WIRE, Segment};
+use crate::frame::{BURST_BYTES, Frame, Frames, MIN_FRAME, MIN_WIRE, Segment};
 use crate::memory::DmaSlice;
 use crate::net::layers::Layers;
 use crate::offload::{Capabilities, Segmentation};
@@ -29,12 +30,14 @@ pub const RING_BYTES: usize = 16 * 1024;
 pub const ARENA_BYTES: usize = 2 << 20;
 /// Bytes of headers that are looked at.
 const HEADERS: usize = 256;
-/// Most segments that a frame may be cut into (`NFP_NET_LSO_MAX_SEGS`).
-pub const MOST_SEGMENTS: u32 = 64;
+/// Most segments that the firmware cuts a frame into (`NFP_NET_LSO_MAX_SEGS`).
+const MOST_SEGMENTS: u32 = 64;
 /// Longest headers of a frame that is cut (`NFP_NET_LSO_MAX_HDR_SZ`).
 const LONGEST_HEADERS: usize = 255;
 /// Largest segment (`NFD3_DESC_TX_MSS_MASK`).
 const LARGEST_SEGMENT: u16 = 0x3fff;
+/// Longest frame that is cut: as long as bursts may be.
+const LONGEST_CUT: u32 = BURST_BYTES;
 /// Calls that pass before a register which has not moved is read again.
 const PAUSE: u8 = 8;
 
@@ -85,7 +88,7 @@ const BLOCK_BYTES: u32 = 64 * 1024;
 pub struct TransmitCounters {
     /// Frames of lengths that the device does not send.
     pub bad_length: AtomicU64,
-    /// Frames whose headers do not say what is left to the device, or leave it too much.
+    /// Frames whose headers do not say what is left to the device.
     pub bad_headers: AtomicU64,
     /// The read pointer was where nothing has been given to the device: it cannot be trusted any more.
     pub lost: AtomicBool,
@@ -237,18 +240,18 @@ impl NfpTransmit {
         }
         let payload = frame.len().saturating_sub(layers.headers() as u32);
         let (size, count) = (offload.segment_size, payload.div_ceil(u32::from(offload.segment_size.max(1))));
-        let fits = (1..=LARGEST_SEGMENT).contains(&size) && (1..=MOST_SEGMENTS).contains(&count);
+        let longest = layers.headers() as u32 + u32::from(size);
+        let fits = (1..=LARGEST_SEGMENT).contains(&size) && count > 0 && longest <= self.max_frame;
         if !fits || layers.headers() > LONGEST_HEADERS {
             return Err(());
         }
-        Ok(Some(Work { layers, segment: size, segments: count as u8 }))
+        Ok(Some(Work { layers, segment: size, segments: u8::try_from(count).unwrap_or(u8::MAX) }))
     }
 
     /// Whether a frame has a length that can be sent.
     #[inline]
     fn is_sendable(&self, len: u32, work: Option<&Work>) -> bool {
-        let longest =
-            if work.is_some_and(|work| work.segment > 0) { self.format.longest() } else { self.max_frame };
+        let longest = if work.is_some_and(|work| work.segment > 0) { LONGEST_CUT } else { self.max_frame };
         (MIN_FRAME..=longest).contains(&len)
     }
 
@@ -268,15 +271,68 @@ impl NfpTransmit {
     /// Copies and describes a frame; `false` where there is no room for it.
     #[inline]
     fn send(&mut self, segments: &[Segment], len: u32, work: Option<&Work>) -> bool {
-        let wire = len.max(MIN_WIRE);
-        let Some(start) = self.arena.place(wire) else { return false };
+        match work.filter(|work| work.segment > 0) {
+            Some(cut) if u32::from(cut.segments) > MOST_SEGMENTS || len > self.format.longest() => {
+                self.send_in_parts(segments, len, cut)
+            }
+            _ => self.send_whole(&[], segments, 0, len, work),
+        }
+    }
+
+    /// As [`send`](Self::send), for a frame that the firmware would have to cut into too many segments: all parts of it or none.
+    fn send_in_parts(&mut self, segments: &[Segment], len: u32, work: &Work) -> bool {
+        let headers = work.layers.headers() as u32;
+        let room_in_frame = (self.format.longest() - headers) / u32::from(work.segment);
+        let most = MOST_SEGMENTS.min(room_in_frame).max(1);
+        let parts = cut::parts(len - headers, work.segment, most);
+        // What the rest of a block, or of the memory's end, takes away comes on top.
+        let longest = headers + most * u32::from(work.segment) + MIN_WIRE;
+        let count = parts.len() as u32;
+        let descriptors =
+            count * (longest.div_ceil(NFDK_PIECE) + 3) + 2 * u32::from(BLOCK) * (1 + len / BLOCK_BYTES);
+        let bytes = len + count * (headers + 2 * MIN_WIRE + 8);
+        if descriptors > u32::from(self.room()) || !self.arena.has_room(bytes, longest) {
+            return false;
+        }
+        for part in parts {
+            let mut own = [0; HEADERS];
+            let Some(own) = own.get_mut(..headers as usize) else { break };
+            let _ = segments.first().map(|first| first.copy_to(own));
+            cut::rewrite(own, work, &part);
+            let count = part.len.div_ceil(u32::from(work.segment)) as u8;
+            let sent = self.send_whole(
+                own,
+                segments,
+                headers + part.at,
+                headers + part.len,
+                Some(&Work { segments: count, ..*work }),
+            );
+            debug_assert!(sent, "there was room");
+        }
+        true
+    }
+
+    /// Copies and describes a frame of `len` bytes: `headers`, and the rest from byte `from` of `segments` on.
+    #[inline]
+    fn send_whole(
+        &mut self,
+        headers: &[u8],
+        segments: &[Segment],
+        from: u32,
+        len: u32,
+        work: Option<&Work>,
+    ) -> bool {
+        let rest = len - headers.len() as u32;
+        // What fills up a frame that is cut would be taken for payload; short frames are filled up by the NIC, too.
+        let wire = if work.is_some_and(|work| work.segment > 0) { len } else { len.max(MIN_WIRE) };
+        let Some(start) = self.arena.place(wire.max(MIN_WIRE)) else { return false };
         match self.format {
             Format::Nfd3 { gathers } => {
                 let piece = if gathers { NFDK_PIECE } else { u32::from(u16::MAX) };
                 if wire.div_ceil(piece) > u32::from(self.room()) {
                     return false;
                 }
-                let end = self.arena.copy(start, segments, len);
+                let end = self.arena.copy(start, headers, segments, from, rest);
                 let second = nfd3_frame(wire, work);
                 let mut at = 0;
                 while at < wire {
@@ -301,7 +357,7 @@ impl NfpTransmit {
                     (0..left).for_each(|_| self.fill(&[0], filled));
                     self.block_bytes = 0;
                 }
-                let end = self.arena.copy(start, segments, len);
+                let end = self.arena.copy(start, headers, segments, from, rest);
                 let head = NFDK_HEAD.min(wire);
                 self.fill(&[nfdk_head(self.arena.iova(start), head, head == wire, work)], start);
                 let mut at = head;

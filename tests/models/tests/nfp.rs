@@ -10,7 +10,7 @@ use models::nfp::{
     CTAG_FILTER, GATHER, L2MC, LSO, LSO2, Nfp as Model, PROMISC, Path, RSS, RSS2, RXCSUM, Settings, TXCSUM,
     TXRWB, USUAL, Wrong,
 };
-use models::packets::{Ip, Transport, packet, partial};
+use models::packets::{Ip, Transport, check, packet, partial};
 use models::{Exam, Fault, InProcess};
 use pmd::pci::PciFunction;
 use pmd::vf::Wishes;
@@ -92,6 +92,46 @@ fn tcp_is_cut_by_the_nic() {
 }
 
 #[test]
+fn frames_of_more_segments_than_the_firmware_cuts_come_out_whole() {
+    for settings in both() {
+        let mut exam = start(settings);
+        for ip in [Ip::V4, Ip::V6] {
+            for (len, size) in
+                [(8000usize, 100u16), (60_000, 536), (6400, 100), (6401, 100), (65_400, 48), (65_490, 1400)]
+            {
+                let payload: Vec<u8> = (0..len).map(|n| ((n * 13) >> 3) as u8).collect();
+                let frame = partial(ip, Transport::Tcp, 9, &payload);
+                let start = ip.transport_at() as u16;
+                let offload = Offload {
+                    checksum: Checksum::Partial { start, offset: 16 },
+                    segmentation: if ip == Ip::V4 { Segmentation::TcpV4 } else { Segmentation::TcpV6 },
+                    segment_size: size,
+                    header_length: start + 20,
+                    ecn: false,
+                };
+                for _ in 0..3 {
+                    assert!(exam.send(0, &frame, offload), "{ip:?} {len} {size}");
+                    let (mut joined, mut first) = (Vec::new(), None);
+                    while let Some(sent) = exam.function.take_sent() {
+                        let more = usize::from(size).min(len - joined.len());
+                        let seen = check(&sent[..ip.transport_at() + 20 + more]).unwrap();
+                        assert_eq!(seen.sequence, *first.get_or_insert(seen.sequence) + joined.len() as u32);
+                        joined.extend(seen.payload);
+                        assert_eq!(
+                            seen.flags & 8 != 0,
+                            joined.len() == len,
+                            "PSH is on the last segment only"
+                        );
+                    }
+                    assert!(joined == payload, "{ip:?} {len} {size}: {} bytes", joined.len());
+                }
+            }
+        }
+        exam.no_faults();
+    }
+}
+
+#[test]
 fn what_the_nic_cannot_do_is_not_offered() {
     for (path, without) in
         [(Path::Nfd3, TXCSUM), (Path::Nfd3, GATHER), (Path::Nfd3, LSO2), (Path::Nfdk, TXCSUM)]
@@ -118,8 +158,9 @@ fn a_frame_that_contradicts_what_it_leaves_is_counted_and_the_next_one_sent() {
         let cut = Offload { segmentation: Segmentation::TcpV4, segment_size: 100, ..offload };
         assert!(exam.send(0, &frame, Offload { checksum: checksum(33), ..offload }));
         assert!(exam.send(0, &frame, Offload { segmentation: Segmentation::TcpV6, ..cut }));
-        // 80 segments are too many.
-        assert!(exam.send(0, &frame, cut));
+        // A segment is longer than the NIC's longest frame.
+        let long = [frame.clone(), vec![1; 20_000]].concat();
+        assert!(exam.send(0, &long, Offload { segment_size: 9500, ..cut }));
         assert!(exam.send(0, &numbered(1, 9235), Offload::NONE));
         assert_eq!((counter(&mut exam, "tx_bad_headers"), counter(&mut exam, "tx_bad_length")), (3, 1));
         assert_eq!(exam.device.statistics().tx_errors, 4);
