@@ -426,3 +426,220 @@ impl TransmitQueue for NfpTransmit {
         self.disabled = true;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::NonNull;
+
+    use proptest::prelude::*;
+
+    use super::super::registers::{ADD_WPTR, STS_LO};
+    use super::super::tests::Words;
+    use super::*;
+    use crate::frame::{Burst, Token};
+    use crate::memory::DmaMemory;
+    use crate::memory::dma::tests::{FakeMap, OFFSET};
+    use crate::registers::Registers;
+
+    const FORMATS: [Format; 3] =
+        [Format::Nfd3 { gathers: true }, Format::Nfd3 { gathers: false }, Format::Nfdk];
+
+    /// The device's side.
+    struct Device {
+        words: Arc<Words>,
+        ring: u64,
+        write_back: Option<u64>,
+        read: u16,
+        written: u16,
+        format: Format,
+        counters: Arc<TransmitCounters>,
+    }
+
+    fn queue(format: Format, writes_back: bool) -> (NfpTransmit, Device) {
+        let sizes = [RING_BYTES, ARENA_BYTES, 8];
+        let memory = DmaMemory::new(Arc::new(FakeMap::default()), DmaMemory::needed(&sizes), "test").unwrap();
+        let [ring, arena, word] = memory.carve(sizes).unwrap();
+        let (words, counters) = (Arc::new(Words::default()), Arc::new(TransmitCounters::default()));
+        let (at, write_back) = (ring.iova() - OFFSET, writes_back.then(|| word.iova() - OFFSET));
+        let queue = Queue::new(Arc::clone(&words) as Arc<dyn Registers>, 0);
+        let memory = Memory { ring, arena, write_back: writes_back.then_some(word) };
+        let queue = NfpTransmit::new(queue, memory, format, Capabilities::NONE, 9234, Arc::clone(&counters));
+        (queue, Device { words, ring: at, write_back, read: 0, written: 0, format, counters })
+    }
+
+    impl Device {
+        /// Reads up to `most` descriptors, and says so; the first and last byte of every frame that ends there.
+        fn read(&mut self, most: u16) -> Vec<(u8, u8)> {
+            let mask = self.format.ring() - 1;
+            self.written = (self.written + self.words.take_sum(ADD_WPTR) as u16) & mask;
+            let (mut frames, mut first) = (Vec::new(), None);
+            let mut left = most.min(self.written.wrapping_sub(self.read) & mask);
+            while left > 0 {
+                let size = if self.format == Format::Nfdk { 8 } else { 16 };
+                let descriptor = (self.ring + u64::from(self.read) * size) as *const u64;
+                // SAFETY: the queue keeps the ring and the frames mapped; the test is single-threaded.
+                let word = unsafe { descriptor.read_volatile() };
+                let (len, end) = match self.format {
+                    Format::Nfdk if word >> 16 & 0xffff == 0 => (0, false),
+                    Format::Nfdk if first.is_none() => ((word >> 16 & 0xfff) + 1, word >> 30 & 1 != 0),
+                    Format::Nfdk => ((word >> 16 & 0x3fff) + 1, word >> 30 & 1 != 0),
+                    Format::Nfd3 { .. } => (word >> 8 & 0xffff, word >> 31 & 1 != 0),
+                };
+                if len > 0 {
+                    // Addresses of the test have more bits than descriptors: the upper ones are those of the ring.
+                    let low = (word >> 32) as u32;
+                    let high = self.ring & !0xffff_ffff;
+                    let near = [high.wrapping_sub(1 << 32), high, high + (1 << 32)]
+                        .map(|high| high | u64::from(low));
+                    let at = near.into_iter().min_by_key(|at| at.abs_diff(self.ring)).unwrap() as *const u8;
+                    // SAFETY: as above.
+                    let (head, tail) = unsafe { (at.read(), at.add(len as usize - 1).read()) };
+                    let head = *first.get_or_insert(head);
+                    if end {
+                        frames.push((head, tail));
+                        first = None;
+                    }
+                }
+                self.read = (self.read + 1) & mask;
+                left -= 1;
+            }
+            self.point(u32::from(self.read));
+            frames
+        }
+
+        fn point(&self, pointer: u32) {
+            self.words.write(STS_LO, pointer);
+            if let Some(at) = self.write_back {
+                // SAFETY: the queue keeps the word mapped.
+                unsafe { (at as *mut u32).write_volatile(pointer) };
+            }
+        }
+    }
+
+    fn burst(frames: &mut [Vec<u8>]) -> Burst {
+        let mut burst = Burst::new();
+        for bytes in frames {
+            let ptr = NonNull::new(bytes.as_mut_ptr()).unwrap();
+            // SAFETY: the test keeps the bytes until the burst is done with.
+            burst.push(unsafe { Segment::new(ptr, bytes.len() as u32) }, Token(0));
+        }
+        burst
+    }
+
+    #[test]
+    fn a_burst_is_one_doorbell_and_pointers_are_read_when_half_is_filled() {
+        for (format, frames_a_read) in [(FORMATS[0], 480), (FORMATS[2], 480)] {
+            let (mut queue, mut device) = queue(format, false);
+            let mut frames: Vec<_> = (0..32).map(|n| vec![n; 64]).collect();
+            let before = device.words.reads();
+            for _ in 0..100 {
+                assert_eq!(queue.transmit(burst(&mut frames).frames()), Accepted::Copied(32));
+                assert_eq!(device.read(u16::MAX).len(), 32);
+            }
+            assert_eq!(device.words.writes(ADD_WPTR), 100);
+            let reads = device.words.reads() - before;
+            assert!(reads <= 3200 / frames_a_read, "{format:?}: {reads}");
+        }
+    }
+
+    #[test]
+    fn a_pointer_that_comes_to_memory_costs_no_read() {
+        for format in FORMATS {
+            let (mut queue, mut device) = queue(format, true);
+            let mut frames: Vec<_> = (0..32).map(|n| vec![n; 64]).collect();
+            for _ in 0..100 {
+                assert_eq!(queue.transmit(burst(&mut frames).frames()), Accepted::Copied(32));
+                device.read(u16::MAX);
+            }
+            assert_eq!(device.words.reads(), 0);
+        }
+    }
+
+    #[test]
+    fn a_ring_that_stands_still_is_not_asked_all_the_time() {
+        let (mut queue, device) = queue(FORMATS[0], false);
+        while queue.transmit(burst(&mut [vec![1; 60]]).frames()) == Accepted::Copied(1) {}
+        let before = device.words.reads();
+        for _ in 0..90 {
+            assert_eq!(queue.transmit(burst(&mut [vec![1; 60]]).frames()), Accepted::Copied(0));
+        }
+        assert!((5..=25).contains(&(device.words.reads() - before)), "{}", device.words.reads() - before);
+    }
+
+    #[test]
+    fn nothing_is_sent_after_abort_or_from_a_queue_whose_device_has_lost_its_place() {
+        for lost in [false, true] {
+            let (mut queue, device) = queue(FORMATS[0], false);
+            if lost {
+                while queue.transmit(burst(&mut [vec![1; 60]]).frames()) == Accepted::Copied(1) {
+                    device.point(1020);
+                }
+                assert!(device.counters.lost.load(Ordering::Relaxed));
+            } else {
+                queue.abort(&mut Completions::new());
+            }
+            let before = device.words.writes(ADD_WPTR);
+            assert_eq!(queue.transmit(burst(&mut [vec![1; 60]]).frames()), Accepted::Copied(0));
+            assert_eq!((queue.outstanding(), device.words.writes(ADD_WPTR)), (0, before));
+        }
+    }
+
+    #[test]
+    fn impossible_lengths_are_counted_and_not_sent() {
+        for format in FORMATS {
+            let (mut queue, mut device) = queue(format, false);
+            let mut frames = [vec![1; 13], vec![2; 9235], vec![3; 60], vec![4; 9234]];
+            assert_eq!(queue.transmit(burst(&mut frames).frames()), Accepted::Copied(4));
+            assert_eq!(device.read(u16::MAX), [(3, 3), (4, 4)]);
+            assert_eq!(device.counters.bad_length.load(Ordering::Relaxed), 2);
+        }
+    }
+
+    proptest! {
+        /// A device that tells the truth gets every frame once and whole, however it goes.
+        #[test]
+        fn every_accepted_frame_is_read_once_in_order(
+            rounds in prop::collection::vec((prop::collection::vec(60usize..9234, 1..32), 0u16..400), 1..60),
+            format in prop::sample::select(FORMATS.to_vec()), writes_back: bool,
+        ) {
+            let (mut queue, mut device) = queue(format, writes_back);
+            let (mut given, mut seen, mut mark) = (Vec::new(), Vec::new(), 0u8);
+            let mut whole = true;
+            for (lens, most) in rounds {
+                let mut frames: Vec<Vec<u8>> = lens.iter().map(|len| {
+                    mark = mark.wrapping_add(1);
+                    vec![mark; *len]
+                }).collect();
+                let Accepted::Copied(n) = queue.transmit(burst(&mut frames).frames()) else { panic!() };
+                given.extend(frames.iter().take(n).map(|frame| frame[0]));
+                mark = *given.last().unwrap_or(&0);
+                // Frames in pieces that are read in two goes are not put together by this double.
+                let in_pieces = format != (Format::Nfd3 { gathers: false });
+                let frames = device.read(if in_pieces { u16::MAX * (most % 2) } else { most });
+                whole &= frames.iter().all(|(head, tail)| head == tail);
+                seen.extend(frames.iter().map(|(head, _)| *head));
+            }
+            seen.extend(device.read(u16::MAX).iter().map(|(head, _)| *head));
+            prop_assert!(whole && seen == given);
+        }
+
+        /// Whatever pointers a device shows: the ring never takes more than it has, and a lie ends it.
+        #[test]
+        fn no_pointer_makes_it_fill_what_the_device_may_read(
+            steps in prop::collection::vec((any::<u32>(), 1usize..32), 1..200),
+            format in prop::sample::select(FORMATS.to_vec()), writes_back: bool,
+        ) {
+            let (mut queue, device) = queue(format, writes_back);
+            for (pointer, count) in steps {
+                device.point(pointer);
+                let mut frames: Vec<_> = (0..count).map(|_| vec![0; 60]).collect();
+                let Accepted::Copied(n) = queue.transmit(burst(&mut frames).frames()) else { panic!() };
+                prop_assert!(n <= count);
+                prop_assert!(queue.used() <= format.ring() - format.kept_free());
+                if device.counters.lost.load(Ordering::Relaxed) {
+                    prop_assert_eq!(queue.transmit(burst(&mut frames).frames()), Accepted::Copied(0));
+                }
+            }
+        }
+    }
+}

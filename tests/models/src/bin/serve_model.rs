@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use models::ixgbevf::{self, Ixgbevf};
+use models::nfp::{self, Nfp};
 use models::served::{Totals, serve_pair};
 
 /// Brings to the standard error what the protocol's crate has to complain of.
@@ -32,6 +33,7 @@ impl log::Log for Complaints {
 fn serve(name: &str, sockets: [&Path; 2], options: &[&str]) -> Option<io::Result<[Totals; 2]>> {
     match name {
         "ixgbevf" => Some(serve_pair(sockets, ixgbevf::pair(options)?, Ixgbevf::command)),
+        "nfp" => Some(serve_pair(sockets, nfp::pair(options)?, Nfp::command)),
         _ => None,
     }
 }
