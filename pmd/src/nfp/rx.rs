@@ -285,7 +285,7 @@ mod tests {
                 let free = descriptor.read_volatile();
                 assert_eq!(free & 0xffff_0000, 0, "reserved");
                 // The test's addresses have more bits than a descriptor: the rest is that of the ring.
-                let high = self.base + OFFSET & !0xffff_ffff_ffff;
+                let high = (self.base + OFFSET) & !0xffff_ffff_ffff;
                 let buffer = ((high | (free & 0xffff) << 32 | free >> 32) - OFFSET) as *mut u8;
                 buffer.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len().min(1664));
                 descriptor.write_volatile(word);

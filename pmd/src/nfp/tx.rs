@@ -200,15 +200,16 @@ impl NfpTransmit {
         if self.used() == 0 {
             return;
         }
+        let mut wanted = short;
         if let Some(word) = &self.write_back {
             let pointer = word.load32(0) & POINTER;
             let before = self.head;
-            // One that cannot be right is late, or wrong: the register will tell when there is need.
-            if self.advance_to(pointer) && (!short || self.head != before) {
-                return;
-            }
+            // One that cannot be right is late, or wrong: the register tells.
+            wanted |= !self.advance_to(pointer);
+            wanted &= self.head == before;
+        } else {
+            wanted |= self.used() > self.format.ring() / 2;
         }
-        let wanted = short || self.write_back.is_none() && self.used() > self.format.ring() / 2;
         if !wanted {
             return;
         }

@@ -85,8 +85,12 @@ const DRIVERS: &[Driver] = &[
         name: "nfp",
         ids: &nfp::IDS,
         open: |found| {
-            let setup =
-                nfp::Setup { place: found.place, wishes: found.wishes, patience: nfp::Patience::default() };
+            let setup = nfp::Setup {
+                place: found.place,
+                ids: found.ids,
+                wishes: found.wishes,
+                patience: nfp::Patience::default(),
+            };
             Ok(Box::new(Nfp::open(found.function, setup)?))
         },
     },

@@ -488,7 +488,8 @@ fn firmware_that_stops_sending_is_noticed_and_recovers_with_it() {
         assert!(needs_reset(&mut exam));
         let begun = Instant::now();
         exam.stop();
-        assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
+        // Not the whole time that the firmware is given otherwise.
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
         assert_eq!(exam.function.resets(), 1, "what does not confirm is reset");
         let error = exam.device.start().map(|_| ()).unwrap_err();
         assert!(error.to_string().contains("the firmware does not answer"), "{error}");
@@ -599,11 +600,13 @@ fn a_model_that_is_wrong_on_purpose_is_caught() {
             let mut n = 0;
             while !exam.device.service().iter().any(|event| matches!(event, DeviceEvent::ResetNeeded { .. }))
             {
-                exam.send(0, &numbered(n, 100), Offload::NONE);
-                n += 1;
+                for _ in 0..32 {
+                    exam.send(0, &numbered(n, 100), Offload::NONE);
+                    n += 1;
+                }
                 assert!(begun.elapsed() < RECOVERY, "{wrong:?}");
             }
-            exam.function.take_faults();
+            exam.no_faults();
             exam.function.with(|model, _| (model.wrong, model.holds) = (None, false));
             assert!(exam.recovers() && exam.traffic_is_back(), "{wrong:?}");
         }

@@ -7,9 +7,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use models::Exam;
+use models::nfp::Settings;
 use models::rate::Rate;
 use pmd::igbvf::{self, Igbvf};
 use pmd::ixgbevf::{self, Ixgbevf};
+use pmd::nfp::{self, Nfp};
 use pmd::pci::Address;
 use pmd::vf::{Place, Wishes};
 
@@ -20,7 +22,8 @@ const SIZES: [usize; 2] = [64, 1514];
 type Driver = (&'static str, fn(usize, Duration) -> Rate);
 
 /// All drivers.
-const DRIVERS: &[Driver] = &[("igbvf", igbvf), ("ixgbevf", ixgbevf)];
+const DRIVERS: &[Driver] =
+    &[("igbvf", igbvf), ("ixgbevf", ixgbevf), ("nfp", nfd3), ("nfp-nfdk", nfdk)];
 
 fn place() -> Place {
     let Some(address) = Address::new(0, 1, 0x10, 0) else { panic!("no address") };
@@ -48,6 +51,26 @@ fn ixgbevf(size: usize, time: Duration) -> Rate {
     };
     let model = models::ixgbevf::Ixgbevf::new(models::ixgbevf::Options::default());
     Exam::start(model, |function| Ixgbevf::open(function, setup)).rate(size, time)
+}
+
+/// Read pointers are registers.
+fn nfd3(size: usize, time: Duration) -> Rate {
+    nfp(Settings::default(), size, time)
+}
+
+/// Read pointers come to memory.
+fn nfdk(size: usize, time: Duration) -> Rate {
+    nfp(Settings::nfdk(), size, time)
+}
+
+fn nfp(settings: Settings, size: usize, time: Duration) -> Rate {
+    let setup = nfp::Setup {
+        place: place(),
+        ids: nfp::IDS[0],
+        wishes: Wishes::default(),
+        patience: nfp::Patience::default(),
+    };
+    Exam::start(models::nfp::Nfp::new(settings), |function| Nfp::open(function, setup)).rate(size, time)
 }
 
 fn main() -> ExitCode {

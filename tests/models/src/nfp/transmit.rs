@@ -14,6 +14,8 @@ pub struct Ring {
     write_back: Option<u64>,
     read: u32,
     written: u32,
+    /// What it shows of its read pointer is so much too far.
+    beyond: u32,
     /// The pieces of a frame whose end has not come.
     open: Open,
     /// Bytes of frames in the NFDk block at the read pointer.
@@ -44,11 +46,25 @@ struct Asked {
 
 impl Ring {
     pub fn new(iova: u64, size: u32, vector: u8, write_back: Option<u64>) -> Self {
-        Self { iova, size, vector, write_back, read: 0, written: 0, open: Open::default(), block: 0 }
+        Self {
+            iova,
+            size,
+            vector,
+            write_back,
+            read: 0,
+            written: 0,
+            beyond: 0,
+            open: Open::default(),
+            block: 0,
+        }
     }
 
     pub fn pointers(&self) -> (u32, u32) {
-        (self.read, self.written)
+        (self.shown(), self.written)
+    }
+
+    fn shown(&self) -> u32 {
+        (self.read + self.beyond) & (self.size - 1)
     }
 
     fn used(&self) -> u32 {
@@ -111,7 +127,7 @@ impl Nfp {
 
     fn report(&mut self, bus: &mut Bus, ring: &mut Ring, before: u32) {
         match self.wrong {
-            Some(Wrong::ReadPointerBeyond) => ring.read = (ring.read + 17) & (ring.size - 1),
+            Some(Wrong::ReadPointerBeyond) => ring.beyond = 17,
             // As if nothing had been read; it is not sent again.
             Some(Wrong::ReadPointerStuck) => {
                 (ring.written, ring.read) = (ring.read, before);
@@ -122,7 +138,7 @@ impl Nfp {
         if let Some(iova) = ring.write_back
             && !self.is(Wrong::NoWriteBack)
         {
-            bus.dma_write(iova, &u64::from(ring.read).to_le_bytes());
+            bus.dma_write(iova, &u64::from(ring.shown()).to_le_bytes());
         }
         self.interrupt(bus, ring.vector, ICR_RXTX);
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use models::nfp::{Nfp as Model, Settings};
 use models::{Exam, InProcess};
-use pmd::nfp::{Nfp, Patience, Setup};
+use pmd::nfp::{IDS, Nfp, Patience, Setup};
 use pmd::pci::PciFunction;
 use pmd::vf::{Place, Vf, Wishes};
 use pmd::{DeviceError, MacAddress};
@@ -27,8 +27,11 @@ pub fn both() -> [Settings; 2] {
 }
 
 pub fn open(function: Arc<InProcess<Model>>, wishes: Wishes) -> Result<Vf<Nfp>, DeviceError> {
+    let mut ids = [0; 4];
+    function.read_config(0, &mut ids).unwrap();
+    let ids = *IDS.iter().find(|known| known.device.to_le_bytes() == ids[2..]).unwrap_or(&IDS[0]);
     let place = Place { address: "0000:02:08.0".parse().unwrap(), pf: Some(("eth2".to_owned(), 3)) };
-    Nfp::open(function as Arc<dyn PciFunction>, Setup { place, wishes, patience: IMPATIENT })
+    Nfp::open(function as Arc<dyn PciFunction>, Setup { place, ids, wishes, patience: IMPATIENT })
 }
 
 pub fn start_with(model: Model, wishes: Wishes) -> Exam<Model> {
