@@ -1,5 +1,5 @@
-//! `nfp`: VFs of Netronome's and Corigine's Agilio NICs: NFP-4000, -5000 and -6000 (19ee:6003), NFP-3800 (19ee:3803), with
-//! firmware that has NFD3's or NFDk's descriptors.
+//! `nfp`: VFs of Agilio NICs: NFP-4000, -5000 and -6000 (Netronome 19ee:6003), NFP-3800 (19ee:3803), the same ones with
+//! Corigine's vendor id (1da8); with firmware that has NFD3's or NFDk's descriptors.
 //!
 //! Proven on rung L2 of the ladder: the driver works against a model of the virtual NIC of ours with both kinds of firmware
 //! (`tests/models/tests/nfp.rs`), and Linux's own driver accepts that model (`tests/kernel/nfp.sh`, `nfp_nfdk.sh`). It has never
@@ -57,9 +57,14 @@ use statistics::Statistics;
 use tx::{Format, TransmitCounters};
 
 /// NFP-3800, whose queue controller has more queues.
-const NFP3800: Ids = Ids { vendor: 0x19ee, device: 0x3803 };
-/// Devices that this driver knows.
-pub const IDS: [Ids; 2] = [Ids { vendor: 0x19ee, device: 0x6003 }, NFP3800];
+const NFP3800: u16 = 0x3803;
+/// Devices that this driver knows: Netronome's, and those that Corigine has made since.
+pub const IDS: [Ids; 4] = [
+    Ids { vendor: 0x19ee, device: 0x6003 },
+    Ids { vendor: 0x19ee, device: NFP3800 },
+    Ids { vendor: 0x1da8, device: 0x6003 },
+    Ids { vendor: 0x1da8, device: NFP3800 },
+];
 
 /// Receive buffers for each descriptor of a ring and half as many for frames on their way to the guest.
 const BUFFERS: usize = rx::RING as usize * 3 / 2;
@@ -131,7 +136,7 @@ impl Nfp {
             function: Arc::clone(&function),
             control: Control::new(registers, setup.patience),
             // `qc_idx_mask` of Linux's table of devices.
-            queue_bits: if setup.ids == NFP3800 { 9 } else { 8 },
+            queue_bits: if setup.ids.device == NFP3800 { 9 } else { 8 },
             partner: None,
             mac: MacAddress([0; 6]),
             random_mac: None,
