@@ -79,7 +79,7 @@ pub struct Firmware {
     pub receive: ReceiveLayout,
     /// The hash function, a bit of [`RSS_CTRL`]; `None` where none is known here.
     pub hash: Option<u32>,
-    /// Offset of the mailbox and bytes of its value; `None` where there is none.
+    /// Offset of the mailbox and bytes of its value; `None` where there is none, or no room in it for a VLAN.
     pub mailbox: Option<(u32, u32)>,
     /// Counters.
     pub counting: Counting,
@@ -157,7 +157,8 @@ impl Firmware {
                 tlv::UNKNOWN | tlv::END => return broken("is none"),
                 tlv::RESERVED | tlv::ME_FREQ => {}
                 tlv::MBOX => {
-                    self.mailbox = length.checked_sub(MBOX_VALUE).map(|room| (value, room));
+                    self.mailbox =
+                        length.checked_sub(MBOX_VALUE).filter(|room| *room >= 4).map(|room| (value, room));
                 }
                 tlv::VNIC_STATS if value.is_multiple_of(8) => {
                     self.counting = Counting::Listed { ids: value, count: length / 10 };

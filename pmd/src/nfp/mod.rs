@@ -172,8 +172,7 @@ impl Nfp {
     ) -> Result<(), ControlError> {
         let (place, at_pf) = (&self.place, self.place.at_pf());
         let given = self.control.mac();
-        let drawn = self.random_mac.filter(|drawn| *drawn == given);
-        self.random_mac = None;
+        let drawn = self.random_mac.take();
         self.mac = given;
         if let Some(wished) = self.wishes.mac.filter(|wished| *wished != given) {
             self.control.write_mac(wished);
@@ -188,7 +187,7 @@ impl Nfp {
                 }
                 Err(cause) => return Err(cause),
             }
-        } else if drawn.is_some() || !given.is_valid_unicast() {
+        } else if drawn == Some(given) || !given.is_valid_unicast() {
             self.mac = drawn.unwrap_or_else(MacAddress::random);
             self.random_mac = Some(self.mac);
             self.control.write_mac(self.mac);
@@ -299,10 +298,7 @@ impl Nfp {
 
     /// Has frames of the wished VLANs pass.
     fn pass_vlans(&self, partner: &Partner) -> Result<(), ControlError> {
-        let Some((mailbox, room)) = partner.firmware.mailbox.filter(|(_, room)| *room >= 4) else {
-            return Ok(());
-        };
-        debug_assert!(room >= 4);
+        let Some((mailbox, _)) = partner.firmware.mailbox else { return Ok(()) };
         // Frames of VLAN 0 are taken for untagged ones.
         for vlan in self.wishes.vlans.iter().filter(|vlan| **vlan != 0) {
             self.control.pass_vlan(&partner.queues.config(), mailbox, *vlan)?;
@@ -427,16 +423,23 @@ impl VfDriver for Nfp {
         control.write(CTRL, if lists_first == 0 { wanted | ENABLE } else { wanted });
         let config = queues.config();
         let answer = self.control.patience().answer;
-        let failed = |cause| self.failed("switching it on", cause);
+        // The memory goes when this fails: before that, the firmware lets go of it.
+        let undone = |error| {
+            if let Err(cause) = self.switch_off(queues, QUIET) {
+                tracing::debug!(device = %self.place, %cause, "not switched off");
+            }
+            error
+        };
+        let failed = |cause| undone(self.failed("switching it on", cause));
         self.control.update(&config, update, answer).map_err(failed)?;
         let at_start = |queue: queue_controller::Queue| {
             queue.read_pointer() == Some(0) && queue.write_pointer() == Some(0)
         };
         if !(0..*rings).all(|ring| at_start(queues.transmit(ring)) && at_start(queues.free_list(ring))) {
-            return Err(DeviceError::Failed(format!(
+            return Err(undone(DeviceError::Failed(format!(
                 "{}: its queues do not begin at their start; unbind the VF from vfio-pci and bind it again",
                 self.place
-            )));
+            ))));
         }
         let mut given = Queues::default();
         for (ring, ([receive, transmit, write_back, arena, buffers], bell)) in
@@ -467,7 +470,7 @@ impl VfDriver for Nfp {
             self.control.update(&config, update, answer).map_err(failed)?;
         }
         if wanted & CTAG_FILTER != 0 {
-            self.pass_vlans(partner).map_err(|cause| self.failed("the VLAN filter", cause))?;
+            self.pass_vlans(partner).map_err(|cause| undone(self.failed("the VLAN filter", cause)))?;
         }
         self.transmit.lost.store(false, Ordering::Relaxed);
         self.progress = vec![Progress { read_pointer: 0, since: Instant::now() }; *rings as usize];

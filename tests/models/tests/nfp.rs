@@ -15,8 +15,8 @@ use models::{Exam, Fault, InProcess};
 use pmd::pci::PciFunction;
 use pmd::vf::Wishes;
 use pmd::{
-    Armed, Checksum, DeviceError, DeviceEvent, Link, MacAddress, Offload, ReceiveQueue, Segmentation,
-    TransmitQueue,
+    Armed, Checksum, Device as _, DeviceError, DeviceEvent, Link, MacAddress, Offload, ReceiveQueue,
+    Segmentation, TransmitQueue,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -237,6 +237,25 @@ fn wished_vlans_become_filters() {
 }
 
 #[test]
+fn what_cannot_be_started_has_let_go_of_memory() {
+    for settings in both() {
+        let function = InProcess::new(Model::new(settings));
+        // No such VLAN: the firmware refuses when all else is on.
+        let wishes = Wishes { vlans: vec![4095], ..Wishes::default() };
+        let mut device = open(Arc::clone(&function), wishes).unwrap();
+        let error = device.start().map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("the VLAN filter"), "{error}");
+        assert_eq!(function.mappings(), 0);
+        function.arrive(numbered(1, 60));
+        let faults = function.take_faults();
+        assert!(
+            faults.iter().all(|fault| matches!(fault, Fault::Rule(text) if text.contains("mailbox"))),
+            "{faults:?}"
+        );
+    }
+}
+
+#[test]
 fn flows_are_spread_over_the_queues_and_each_stays_on_one() {
     let single = Settings { major: 3, cap: USUAL & !RSS2 | RSS, ..Settings::default() };
     for settings in both().into_iter().chain([single]) {
@@ -315,6 +334,7 @@ fn an_address_is_drawn_where_there_is_none_and_kept() {
         exam.stop();
         exam.restart();
         assert!(exam.traffic_is_back());
+        assert_eq!(exam.device.identity().mac, Some(mac), "the same one, after all that");
         exam.no_faults();
     }
 }
