@@ -342,6 +342,8 @@ transmit_kinds! {
     Intel(crate::intel::IntelTransmit),
     /// Sends through an ENA.
     Ena(crate::ena::EnaTransmit),
+    /// Sends through an NFP's VF.
+    Nfp(crate::nfp::NfpTransmit),
 }
 
 receive_kinds! {
@@ -357,4 +359,6 @@ receive_kinds! {
     Intel(crate::intel::IntelReceive),
     /// Receives from an ENA.
     Ena(crate::ena::EnaReceive),
+    /// Receives from an NFP's VF.
+    Nfp(crate::nfp::NfpReceive),
 }

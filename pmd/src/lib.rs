@@ -16,6 +16,7 @@ pub mod mac;
 pub mod memory;
 pub mod net;
 pub mod net_header;
+pub mod nfp;
 pub mod offload;
 pub mod pci;
 pub mod registers;

@@ -19,6 +19,7 @@ use crate::device::{Device, DeviceError};
 use crate::ena::{self, Ena};
 use crate::igbvf::{self, Igbvf};
 use crate::ixgbevf::{self, Ixgbevf};
+use crate::nfp::{self, Nfp};
 use crate::pci::{Address, Ids, PciFunction, Sysfs};
 use crate::vfio::{Access, Function, VfToken};
 
@@ -88,6 +89,19 @@ const DRIVERS: &[Driver] = &[
             let patience = ena::Patience::default();
             let setup = ena::Setup { place: found.place, wishes: found.wishes, patience };
             Ok(Box::new(Ena::open(found.function, setup)?))
+        },
+    },
+    Driver {
+        name: "nfp",
+        ids: &nfp::IDS,
+        open: |found| {
+            let setup = nfp::Setup {
+                place: found.place,
+                ids: found.ids,
+                wishes: found.wishes,
+                patience: nfp::Patience::default(),
+            };
+            Ok(Box::new(Nfp::open(found.function, setup)?))
         },
     },
 ];

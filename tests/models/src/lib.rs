@@ -20,6 +20,7 @@ pub mod igbvf;
 pub mod in_process;
 pub mod ixgbevf;
 pub mod model;
+pub mod nfp;
 pub mod packets;
 pub mod rate;
 pub mod rss;

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use models::Exam;
 use models::ena::Settings;
+use models::nfp::Settings;
 use models::rate::Rate;
 use pmd::ena::{self, Ena};
 use pmd::igbvf::{self, Igbvf};
 use pmd::ixgbevf::{self, Ixgbevf};
+use pmd::nfp::{self, Nfp};
 use pmd::pci::Address;
 use pmd::vf::{Place, Wishes};
 
@@ -22,7 +24,14 @@ const SIZES: [usize; 2] = [64, 1514];
 type Driver = (&'static str, fn(usize, Duration) -> Rate);
 
 /// All drivers.
-const DRIVERS: &[Driver] = &[("igbvf", igbvf), ("ixgbevf", ixgbevf), ("ena", ena), ("ena-host", ena_host)];
+const DRIVERS: &[Driver] = &[
+    ("igbvf", igbvf),
+    ("ixgbevf", ixgbevf),
+    ("ena", ena),
+    ("ena-host", ena_host),
+    ("nfp", nfd3),
+    ("nfp-nfdk", nfdk),
+];
 
 fn place() -> Place {
     let Some(address) = Address::new(0, 1, 0x10, 0) else { panic!("no address") };
@@ -64,6 +73,26 @@ fn ena(size: usize, time: Duration) -> Rate {
 /// With descriptors in memory of the host.
 fn ena_host(size: usize, time: Duration) -> Rate {
     ena_of(Settings::first(), size, time)
+}
+
+/// Read pointers are registers.
+fn nfd3(size: usize, time: Duration) -> Rate {
+    nfp(Settings::default(), size, time)
+}
+
+/// Read pointers come to memory.
+fn nfdk(size: usize, time: Duration) -> Rate {
+    nfp(Settings::nfdk(), size, time)
+}
+
+fn nfp(settings: Settings, size: usize, time: Duration) -> Rate {
+    let setup = nfp::Setup {
+        place: place(),
+        ids: nfp::IDS[0],
+        wishes: Wishes::default(),
+        patience: nfp::Patience::default(),
+    };
+    Exam::start(models::nfp::Nfp::new(settings), |function| Nfp::open(function, setup)).rate(size, time)
 }
 
 fn main() -> ExitCode {

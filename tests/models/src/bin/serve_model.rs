@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use models::ena::{self, Ena};
 use models::ixgbevf::{self, Ixgbevf};
+use models::nfp::{self, Nfp};
 use models::served::{Totals, serve_pair};
 
 /// Brings to the standard error what the protocol's crate has to complain of.
@@ -34,6 +35,7 @@ fn serve(name: &str, sockets: [&Path; 2], options: &[&str]) -> Option<io::Result
     match name {
         "ixgbevf" => Some(serve_pair(sockets, ixgbevf::pair(options)?, Ixgbevf::command)),
         "ena" => Some(serve_pair(sockets, ena::pair(options)?, Ena::command)),
+        "nfp" => Some(serve_pair(sockets, nfp::pair(options)?, Nfp::command)),
         _ => None,
     }
 }
