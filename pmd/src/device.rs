@@ -340,6 +340,8 @@ transmit_kinds! {
     Pcap(crate::software::pcap::PcapTransmit),
     /// Sends through an 82576, I350, 82599, X540 or X550 VF.
     Intel(crate::intel::IntelTransmit),
+    /// Sends through a VF of the 700 or 800 series.
+    Iavf(crate::iavf::IavfTransmit),
 }
 
 receive_kinds! {
@@ -353,4 +355,6 @@ receive_kinds! {
     Pcap(crate::software::pcap::PcapReceive),
     /// Receives from an 82576, I350, 82599, X540 or X550 VF.
     Intel(crate::intel::IntelReceive),
+    /// Receives from a VF of the 700 or 800 series.
+    Iavf(crate::iavf::IavfReceive),
 }

@@ -8,6 +8,7 @@
 
 pub mod device;
 pub mod frame;
+pub mod iavf;
 pub mod igbvf;
 pub mod intel;
 pub mod mac;

@@ -16,6 +16,7 @@ pub use setup::{Place, Wishes};
 use std::sync::Arc;
 
 use crate::device::{Device, DeviceError};
+use crate::iavf::{self, Iavf};
 use crate::igbvf::{self, Igbvf};
 use crate::pci::{Address, Ids, PciFunction, Sysfs};
 use crate::vfio::Function;
@@ -47,20 +48,31 @@ struct Driver {
 }
 
 /// Every driver.
-const DRIVERS: &[Driver] = &[Driver {
-    name: "igbvf",
-    ids: &igbvf::IDS,
-    open: |found| {
-        let setup = igbvf::Setup {
-            place: found.place,
-            ids: found.ids,
-            wishes: found.wishes,
-            patience: igbvf::Patience::default(),
-            hashed_groups: found.is_qemu,
-        };
-        Ok(Box::new(Igbvf::open(found.function, setup)?))
+const DRIVERS: &[Driver] = &[
+    Driver {
+        name: "igbvf",
+        ids: &igbvf::IDS,
+        open: |found| {
+            let setup = igbvf::Setup {
+                place: found.place,
+                ids: found.ids,
+                wishes: found.wishes,
+                patience: igbvf::Patience::default(),
+                hashed_groups: found.is_qemu,
+            };
+            Ok(Box::new(Igbvf::open(found.function, setup)?))
+        },
     },
-}];
+    Driver {
+        name: "iavf",
+        ids: &iavf::IDS,
+        open: |found| {
+            let setup =
+                iavf::Setup { place: found.place, wishes: found.wishes, patience: iavf::Patience::default() };
+            Ok(Box::new(Iavf::open(found.function, setup)?))
+        },
+    },
+];
 
 /// Subsystem vendor that QEMU's models carry unless they are told another.
 const QEMU: u16 = 0x1af4;
