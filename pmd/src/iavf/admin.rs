@@ -262,6 +262,14 @@ impl AdminQueue {
         }
     }
 
+    /// Sends the PF a message without data, and does not wait until firmware has it: what it asks for may take the queue
+    /// away.
+    pub fn post(&mut self, verb: u32) -> Result<(), AdminError> {
+        self.check()?;
+        self.describe(TO_PF, verb, &[], 0);
+        Ok(())
+    }
+
     /// Sends the PF a message, whose data must not be longer than [`LONGEST_MESSAGE`], and waits until firmware has it.
     pub fn send(&mut self, limit: Duration, verb: u32, data: &[u8]) -> Result<(), AdminError> {
         if data.len() > LONGEST_MESSAGE {

@@ -124,6 +124,15 @@ impl Channel {
         begun.unwrap_or(Err(ChannelError::Silent))
     }
 
+    /// Has the PF reset the VF, and waits until that is done. What an earlier user of the VF has left behind goes away, and
+    /// the way is closed.
+    pub fn reset(&mut self) -> Result<(), ChannelError> {
+        let limit = self.patience().reset;
+        self.admin.post(verb::RESET_VF)?;
+        self.wait_for_reset_to_begin(limit)?;
+        self.wait_for_reset(limit)
+    }
+
     /// Opens the way, with nothing under way.
     pub fn open(&mut self) -> Result<(), ChannelError> {
         (self.silent, self.late_counters, self.counters_asked) = (false, None, None);

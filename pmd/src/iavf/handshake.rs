@@ -72,13 +72,9 @@ fn granted(answer: Result<Vec<u8>, ChannelError>) -> Result<bool, ChannelError> 
 
 /// Resets the VF, and agrees with the PF on everything but the rings.
 pub fn shake(channel: &mut Channel, request: Request<'_>) -> Result<Grant, ChannelError> {
-    let limit = channel.patience().reset;
-    channel.wait_for_reset(limit)?;
+    channel.wait_for_reset(channel.patience().reset)?;
     greet(channel)?;
-    // What an earlier user of the VF has left behind goes away. There is no answer; the admin queue goes, too.
-    channel.tell(verb::RESET_VF, &[])?;
-    channel.wait_for_reset_to_begin(limit)?;
-    channel.wait_for_reset(limit)?;
+    channel.reset()?;
     greet(channel)?;
 
     let answer = channel.ask(verb::GET_VF_RESOURCES, &words::resources(capability::WANTED))?;
@@ -146,7 +142,7 @@ fn address(
     }
     let mac = request.random_mac.unwrap_or_else(MacAddress::random);
     if !ask(mac)? {
-        return Err(ChannelError::Refused(verb::ADD_ETH_ADDR, words::status::PARAM));
+        return Err(ChannelError::Refused(verb::ADD_ETH_ADDR, words::REFUSED));
     }
     Ok((mac, true))
 }
@@ -204,11 +200,15 @@ fn vlans_v2(
     let answer = channel.ask(verb::GET_OFFLOAD_VLAN_V2_CAPS, &[])?;
     let support =
         words::read_vlan_support(&answer).ok_or(ChannelError::Nonsense(verb::GET_OFFLOAD_VLAN_V2_CAPS))?;
-    if let Some(tag) = support.strip {
-        let message = words::vlan_setting(vsi, tag, support.strip_types);
-        if !granted(channel.ask(verb::DISABLE_VLAN_STRIPPING_V2, &message))? {
-            refused.push(Refusal::Tags);
+    let left_in = match support.strip {
+        Some(tag) => {
+            let message = words::vlan_setting(vsi, tag, support.strip_types);
+            granted(channel.ask(verb::DISABLE_VLAN_STRIPPING_V2, &message))?
         }
+        None => !support.strips_always,
+    };
+    if !left_in {
+        refused.push(Refusal::Tags);
     }
     if wanted.is_empty() {
         return Ok(());

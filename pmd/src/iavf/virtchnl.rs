@@ -36,13 +36,8 @@ pub mod verb {
     pub const DISABLE_VLAN_STRIPPING_V2: u32 = 55;
 }
 
-/// The PF's verdicts that have a meaning of their own.
-pub mod status {
-    /// The request makes no sense, or the VF may not make it.
-    pub const PARAM: i32 = -5;
-    /// The PF does not know it.
-    pub const NOT_SUPPORTED: i32 = -64;
-}
+/// The PF's verdict on what makes no sense, or what the VF may not do (`VIRTCHNL_STATUS_ERR_PARAM`).
+pub const REFUSED: i32 = -5;
 
 /// What PFs may grant (`VIRTCHNL_VF_OFFLOAD_…`).
 pub mod capability {
@@ -268,6 +263,8 @@ pub struct VlanSupport {
     pub most: u16,
     /// Tags are taken out of received frames unless the PF is told not to; of which tag that can be said.
     pub strip: Option<Tag>,
+    /// Tags are taken out, and nothing can be said against it.
+    pub strips_always: bool,
     /// What `strip` is told.
     pub strip_types: u32,
 }
@@ -288,6 +285,7 @@ pub fn read_vlan_support(data: &[u8]) -> Option<VlanSupport> {
         filter: pick(0, TYPE_8100).map(|(tag, _)| tag),
         most: u16_at(data, 12)?,
         strip: strip.map(|(tag, _)| tag),
+        strips_always: strip.is_none() && pick(16, TYPE_8100).is_some(),
         strip_types: strip.and_then(|(_, at)| u32_at(data, at)).unwrap_or(0) & TYPES,
     })
 }
@@ -471,7 +469,9 @@ mod tests {
         );
         let inner = support([0, 1], [1, TOGGLE | 1]);
         assert_eq!((inner.filter, inner.strip), (Some(Tag::Inner), Some(Tag::Inner)));
-        assert_eq!(support([0, 0], [1, 1]).strip, None);
+        let fixed = support([0, 0], [1, 1]);
+        assert_eq!((fixed.strip, fixed.strips_always), (None, true));
+        assert!(!both.strips_always && !support([0, 0], [0, 0]).strips_always);
     }
 
     proptest! {

@@ -15,6 +15,7 @@ pub mod bus;
 pub mod config;
 pub mod exam;
 pub mod fault;
+pub mod iavf;
 pub mod igbvf;
 pub mod in_process;
 pub mod ixgbevf;
