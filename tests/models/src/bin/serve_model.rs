@@ -7,6 +7,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
+use models::iavf::{self, Iavf};
 use models::ixgbevf::{self, Ixgbevf};
 use models::served::{Totals, serve_pair};
 
@@ -32,6 +33,7 @@ impl log::Log for Complaints {
 fn serve(name: &str, sockets: [&Path; 2], options: &[&str]) -> Option<io::Result<[Totals; 2]>> {
     match name {
         "ixgbevf" => Some(serve_pair(sockets, ixgbevf::pair(options)?, Ixgbevf::command)),
+        "iavf" => Some(serve_pair(sockets, iavf::pair(options)?, Iavf::command)),
         _ => None,
     }
 }

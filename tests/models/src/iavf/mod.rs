@@ -170,6 +170,8 @@ pub struct Iavf {
     link: bool,
     state: u32,
     reads_left: u32,
+    /// Register reads until a reset begins that the VF has asked for.
+    asked: Option<u8>,
 }
 
 impl Iavf {
@@ -184,6 +186,7 @@ impl Iavf {
             link: true,
             state: ACTIVE,
             reads_left: 0,
+            asked: None,
             options,
             wrong: None,
             firmware_silent: false,
@@ -213,8 +216,14 @@ impl Iavf {
     /// The PF resets the VF; it takes as many looks as the options say, or until nothing is stuck any more.
     pub fn begin_reset(&mut self) {
         self.clear();
+        self.asked = None;
         self.state = IN_PROGRESS;
         self.reads_left = self.options.reset_reads;
+    }
+
+    /// The VF has asked for a reset: firmware says that the message was taken, and a little later the PF does it.
+    fn reset_soon(&mut self) {
+        self.asked = Some(2);
     }
 
     /// The wire changes.
@@ -290,6 +299,11 @@ impl Model for Iavf {
         if size != Size::Word {
             bus.fault(Fault::Access { bar, offset, size: size.bytes(), write: false });
             return u64::MAX;
+        }
+        match self.asked.map(|reads| reads.checked_sub(1)) {
+            None => {}
+            Some(None) => self.begin_reset(),
+            Some(left) => self.asked = left,
         }
         let value = match offset {
             register::RSTAT => self.reset_state(),
@@ -394,7 +408,7 @@ impl Held {
 /// Two models for two ends of a wire, of which `words` say how they differ from the usual; `None` for words that mean
 /// nothing.
 pub fn pair(words: &[&str]) -> Option<[Iavf; 2]> {
-    let mut options = Options::default();
+    let mut options = Options { pairs: 2, vectors: 3, ..Options::default() };
     for word in words {
         match word.split_once('=') {
             None if *word == "700" => {

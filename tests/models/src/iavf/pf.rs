@@ -173,7 +173,7 @@ impl Iavf {
             if !data.is_empty() {
                 bus.broken("a reset has no argument");
             }
-            return self.begin_reset();
+            return self.reset_soon();
         }
         let expected = length(verb, data);
         let answer = if expected != Some(data.len()) {

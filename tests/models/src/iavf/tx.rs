@@ -131,6 +131,11 @@ impl Iavf {
     }
 }
 
+/// Whether two sums are the same number: one's complement has two zeros.
+fn same(a: u16, b: u16) -> bool {
+    a % u16::MAX == b % u16::MAX
+}
+
 impl Frame {
     fn context(&mut self, first: u64, second: u64) -> Result<(), String> {
         if self.cut.is_some() || !self.bytes.is_empty() {
@@ -244,7 +249,7 @@ impl Frame {
         } else {
             usize::from(self.field(lengths.l2 + 2)?).saturating_sub(lengths.l3)
         };
-        if self.field(start + offset)? != pseudo(&self.bytes, lengths.l2, protocol, length as u32) {
+        if !same(self.field(start + offset)?, pseudo(&self.bytes, lengths.l2, protocol, length as u32)) {
             return Err("the sum of the pseudo header is wrong".to_owned());
         }
         if start + length > self.bytes.len() {
@@ -277,7 +282,7 @@ impl Frame {
         if (length, checksum) != (0, 0) {
             return Err("lengths and IPv4 checksum of what is cut are not 0".to_owned());
         }
-        if self.field(l2 + l3 + 16)? != pseudo(&self.bytes, l2, 6, 0) {
+        if !same(self.field(l2 + l3 + 16)?, pseudo(&self.bytes, l2, 6, 0)) {
             return Err("the sum of the pseudo header without length is wrong".to_owned());
         }
         self.check_pieces(headers, payload, segment)?;
