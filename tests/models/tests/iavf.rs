@@ -40,14 +40,10 @@ fn exam() -> Exam<Model> {
     exam_with(Options::default(), Wishes::default())
 }
 
-fn series_700() -> Options {
-    Options { device: 0x154c, capabilities: granted::SERIES_700, speed: 10_000, ..Options::default() }
-}
-
 /// The two that differ in what is negotiated: flexible descriptors and write-back by timer, legacy descriptors and
 /// interrupt 0.
 fn kinds() -> [Options; 2] {
-    [Options::default(), series_700()]
+    [Options::default(), Options::series_700()]
 }
 
 fn pairs(count: u16) -> Wishes {
@@ -82,7 +78,7 @@ fn tagged(frame: &[u8], vlan: u16) -> Vec<u8> {
 
 #[test]
 fn l1_it_opens_with_the_address_of_the_pf_and_the_link_comes_up() {
-    for (options, speed) in [(Options::default(), 25_000), (series_700(), 10_000)] {
+    for (options, speed) in [(Options::default(), 25_000), (Options::series_700(), 10_000)] {
         let capabilities = options.capabilities;
         // Once with speeds in Mbit/s, once with a bit for each.
         for capabilities in [capabilities, capabilities & !granted::ADVANCED_SPEED] {
@@ -114,7 +110,7 @@ fn l1_jumbo_frames_go_each_way_with_every_kind_of_pf() {
 
 #[test]
 fn l1_without_any_write_back_frames_wait_for_the_next_look_at_the_slow_side() {
-    let poor = Options { capabilities: granted::L2, ..series_700() };
+    let poor = Options { capabilities: granted::L2, ..Options::series_700() };
     let mut exam = exam_with(poor, Wishes::default());
     assert!(told(&mut exam, "frames may wait up to 50 ms"));
     let deadline = Instant::now() + RECOVERY;
@@ -397,7 +393,7 @@ fn l1_a_sleeper_is_woken_by_the_next_frame_and_only_then() {
 
 #[test]
 fn l1_interrupt_0_that_goes_on_by_itself_is_no_bell() {
-    let mut exam = exam_with(series_700(), Wishes::default());
+    let mut exam = exam_with(Options::series_700(), Wishes::default());
     assert!(exam.queues().receive[0].bell().is_none());
     assert_eq!(exam.queues().receive[0].arm(), Armed::Silent);
     exam.receives_numbered_frames(100, 1514);

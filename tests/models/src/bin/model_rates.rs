@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use models::Exam;
 use models::rate::Rate;
+use pmd::iavf::{self, Iavf};
 use pmd::igbvf::{self, Igbvf};
 use pmd::pci::Address;
 use pmd::vf::{Place, Wishes};
@@ -19,7 +20,7 @@ const SIZES: [usize; 2] = [64, 1514];
 type Driver = (&'static str, fn(usize, Duration) -> Rate);
 
 /// All drivers.
-const DRIVERS: &[Driver] = &[("igbvf", igbvf)];
+const DRIVERS: &[Driver] = &[("igbvf", igbvf), ("iavf", iavf), ("iavf-700", iavf_700)];
 
 fn place() -> Place {
     let Some(address) = Address::new(0, 1, 0x10, 0) else { panic!("no address") };
@@ -36,6 +37,20 @@ fn igbvf(size: usize, time: Duration) -> Rate {
     };
     let model = models::igbvf::Igbvf::default();
     Exam::start(model, |function| Igbvf::open(function, setup)).rate(size, time)
+}
+
+fn iavf_of(options: models::iavf::Options, size: usize, time: Duration) -> Rate {
+    let setup =
+        iavf::Setup { place: place(), wishes: Wishes::default(), patience: iavf::Patience::default() };
+    Exam::start(models::iavf::Iavf::new(options), |function| Iavf::open(function, setup)).rate(size, time)
+}
+
+fn iavf(size: usize, time: Duration) -> Rate {
+    iavf_of(models::iavf::Options::default(), size, time)
+}
+
+fn iavf_700(size: usize, time: Duration) -> Rate {
+    iavf_of(models::iavf::Options::series_700(), size, time)
 }
 
 fn main() -> ExitCode {

@@ -112,6 +112,13 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// An XL710's VF, whose PF grants less: legacy descriptors, no write-back by timer.
+    pub fn series_700() -> Self {
+        Self { device: 0x154c, capabilities: granted::SERIES_700, speed: 10_000, ..Self::default() }
+    }
+}
+
 /// A way to be wrong: what no silicon does, and drivers must survive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrong {
@@ -412,7 +419,8 @@ pub fn pair(words: &[&str]) -> Option<[Iavf; 2]> {
     for word in words {
         match word.split_once('=') {
             None if *word == "700" => {
-                (options.device, options.capabilities) = (0x154c, granted::SERIES_700);
+                let Options { device, capabilities, speed, .. } = Options::series_700();
+                (options.device, options.capabilities, options.speed) = (device, capabilities, speed);
             }
             None if *word == "800" => {}
             None if *word == "x722" => {
