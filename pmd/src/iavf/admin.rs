@@ -339,3 +339,99 @@ impl AdminQueue {
         Ok(trouble)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Plain;
+    use super::*;
+    use crate::memory::dma::tests::{FakeMap, OFFSET};
+    use proptest::prelude::*;
+
+    const QUICK: Patience = Patience {
+        interval: Duration::from_micros(1),
+        firmware: Duration::ZERO,
+        answer: Duration::ZERO,
+        reset: Duration::ZERO,
+    };
+
+    fn queue() -> (AdminQueue, Arc<Plain>) {
+        let registers = Arc::new(Plain::default());
+        let shared = Arc::clone(&registers) as Arc<dyn Registers>;
+        let mut queue = AdminQueue::new(shared, Arc::new(FakeMap::default()), "test", QUICK).unwrap();
+        queue.start().unwrap();
+        (queue, registers)
+    }
+
+    /// Writes a descriptor as the device does.
+    fn write(base: u64, slot: u16, words: [u64; 4]) {
+        let descriptor = (base - OFFSET + u64::from(slot) * DESCRIPTOR as u64) as *mut u64;
+        for (n, word) in words.into_iter().enumerate() {
+            // SAFETY: the queue keeps its rings mapped; the test is single-threaded.
+            unsafe { descriptor.add(n).write_volatile(word) };
+        }
+    }
+
+    #[test]
+    fn a_message_is_described_as_firmware_wants_it() {
+        let (mut queue, registers) = queue();
+        registers.write(ATQ.head, 1);
+        write(queue.send.iova(), 0, [0; 4]);
+        assert_eq!(queue.send(Duration::ZERO, 6, &[7; 600]), Err(AdminError::Broken), "nobody took it");
+        let (first, second) = (queue.send.load(0), queue.send.load(1));
+        assert_eq!((first, second), (0x0258_0801_3600, 6));
+        assert_eq!(queue.send.load(3).rotate_left(32), queue.send_buffer.iova());
+        assert_eq!((registers.read(ATQ.tail), registers.read(ATQ.length)), (1, 0x8000_0020));
+        assert_eq!((registers.read(ARQ.tail), queue.receive.load(0)), (31, 0x1000_0000_1200));
+    }
+
+    #[test]
+    fn what_firmware_refuses_and_what_it_does_not_take_are_told_apart() {
+        let (mut queue, registers) = queue();
+        assert_eq!(queue.send(Duration::ZERO, 1, &[]), Err(AdminError::Silent));
+        registers.write(ATQ.length, 32 | LENGTH_ENABLE | LENGTH_CRITICAL);
+        assert_eq!(queue.send(Duration::ZERO, 1, &[]), Err(AdminError::Broken));
+        registers.write(ATQ.length, 32);
+        assert_eq!(queue.send(Duration::ZERO, 1, &[]), Err(AdminError::Reset));
+        registers.write(ATQ.length, 32 | LENGTH_ENABLE);
+        registers.write(ATQ.head, ALL_ONES);
+        assert_eq!(queue.send(Duration::ZERO, 1, &[]), Err(AdminError::Gone));
+    }
+
+    #[test]
+    fn a_message_of_the_pf_is_read_once() {
+        let (mut queue, registers) = queue();
+        queue.receive_buffers.segment(0, 4).copy_from(&[1, 2, 3, 4]);
+        write(queue.receive.iova(), 0, [0x0004_0802_1203, 17 | (-5i32 as u32 as u64) << 32, 0, 0]);
+        registers.write(ARQ.head, 1);
+        let message = Message { verb: 17, status: -5, data: vec![1, 2, 3, 4] };
+        assert_eq!(queue.receive(), Ok(Some(message)));
+        assert_eq!(queue.receive(), Ok(None));
+        assert_eq!(registers.read(ARQ.tail), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn no_device_makes_it_panic_or_read_more_than_a_buffer(
+            steps in prop::collection::vec((any::<u32>(), 0u32..40, any::<[u64; 4]>(), any::<bool>()), 1..100)
+        ) {
+            let (mut queue, registers) = queue();
+            for (length, head, words, send) in steps {
+                registers.write(ARQ.head, head);
+                registers.write(ATQ.head, head);
+                write(queue.receive.iova(), head as u16 % ENTRIES, words);
+                write(queue.send.iova(), head as u16 % ENTRIES, words);
+                if send {
+                    let _ = queue.send(Duration::ZERO, 1, &[0; 100]);
+                }
+                for _ in 0..ENTRIES {
+                    match queue.receive() {
+                        Ok(Some(message)) => prop_assert!(message.data.len() <= LONGEST_MESSAGE),
+                        _ => break,
+                    }
+                }
+                let _ = queue.check();
+                registers.write(ARQ.length, length | LENGTH_ENABLE);
+            }
+        }
+    }
+}

@@ -20,7 +20,7 @@ use crate::fault::Fault;
 use crate::model::{Model, Size};
 use admin::Admin;
 use interrupts::Interrupts;
-use pf::Vf;
+use pf::{Stage, Vf};
 use rx::Receive;
 use tx::Transmit;
 
@@ -215,7 +215,9 @@ impl Iavf {
     fn clear(&mut self) {
         self.admin = Admin::default();
         self.interrupts = Interrupts::new(self.options.vectors);
-        self.vf = Vf::new(&self.options);
+        // Both still know each other's version.
+        let stage = self.vf.stage.min(Stage::Versioned);
+        self.vf = Vf { stage, ..Vf::new(&self.options) };
         self.transmit = (0..MOST_PAIRS).map(|_| Transmit::default()).collect();
         self.receive = (0..MOST_PAIRS).map(|_| Receive::default()).collect();
     }
