@@ -52,8 +52,10 @@ pub struct Received {
     pub len: u32,
     /// The frame arrived damaged, or is too long.
     pub bad: bool,
-    /// A VLAN tag was taken out of the frame.
-    pub stripped: bool,
+    /// The VLAN tag that was taken out of the frame.
+    pub tag: Option<u16>,
+    /// Two were, and nobody knows their order.
+    pub torn: bool,
     /// The frame is TCP or UDP, and all its checksums are right.
     pub valid: bool,
 }
@@ -94,11 +96,18 @@ impl Received {
             ),
         };
         let end = bit(second, 1);
+        let tag = match (format, tags) {
+            (_, (false, true)) => Some((third >> 48) as u16),
+            (Format::Legacy, (true, false)) => Some((first >> 16) as u16),
+            (Format::Flexible, (true, false)) => Some((second >> 16) as u16),
+            _ => None,
+        };
         Self {
             end,
             len: len as u32,
             bad: end && bad,
-            stripped: end && (tags.0 || tags.1),
+            tag: tag.filter(|_| end),
+            torn: end && tags == (true, true),
             valid: end && looked && !doubts && CHECKED_TYPES.contains(&kind),
         }
     }
@@ -172,7 +181,14 @@ mod tests {
         let plain = read(3 | 1514 << 38);
         assert_eq!(plain, Received { end: true, len: 1514, ..Received::default() });
         assert!(read(3 | 1 << 19).bad && read(3 | 1 << 25).bad && !read(1 | 1 << 19).bad);
-        assert!(read(3 | 1 << 2).stripped && Received::read(Format::Legacy, [0, 3, 1]).stripped);
+        let tags = |words| {
+            let read = Received::read(Format::Legacy, words);
+            (read.tag, read.torn)
+        };
+        assert_eq!(tags([0x2007 << 16, 3 | 1 << 2, 0]), (Some(0x2007), false));
+        assert_eq!(tags([0x2007 << 16, 3, 1 | 0x2008 << 48]), (Some(0x2008), false));
+        assert_eq!(tags([0x2007 << 16, 3 | 1 << 2, 1]), (None, true));
+        assert_eq!(tags([0x2007 << 16, 1 | 1 << 2, 0]), (None, false));
         let tcp = 3 | 1 << 3 | 26 << 30;
         assert!(read(tcp).valid && !read(3 | 26 << 30).valid && !read(3 | 1 << 3 | 23 << 30).valid);
         for doubt in [15, 22, 23, 24, 26] {
@@ -188,8 +204,10 @@ mod tests {
             read(tcp, 3 | 1 << 3),
             Received { end: true, len: 1514, valid: true, ..Received::default() }
         );
-        assert!(read(tcp, 3 | 1 << 10).bad && read(tcp, 3 | 1 << 13).stripped);
-        assert!(Received::read(Format::Flexible, [tcp, 3, 1 << 11]).stripped);
+        assert!(read(tcp, 3 | 1 << 10).bad);
+        assert_eq!(read(tcp, 3 | 1 << 13 | 0x2007 << 16).tag, Some(0x2007));
+        assert_eq!(Received::read(Format::Flexible, [tcp, 3, 1 << 11 | 0x2008 << 48]).tag, Some(0x2008));
+        assert!(Received::read(Format::Flexible, [tcp, 3 | 1 << 13, 1 << 11]).torn);
         for doubt in [4, 5, 6, 7, 9] {
             assert!(!read(tcp, 3 | 1 << 3 | 1 << doubt).valid, "bit {doubt}");
         }

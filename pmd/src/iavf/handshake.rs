@@ -46,8 +46,6 @@ pub enum Refusal {
     Rss,
     /// Frames of these VLANs.
     Vlans,
-    /// To leave tags in frames.
-    Tags,
     /// Write-back without interrupts.
     WriteBack,
 }
@@ -182,9 +180,8 @@ fn vlans(
         }
         return Ok(());
     }
-    if !granted(channel.ask(verb::DISABLE_VLAN_STRIPPING, &[]))? {
-        refused.push(Refusal::Tags);
-    }
+    // Tags are wanted in frames; what is taken out all the same is put back.
+    granted(channel.ask(verb::DISABLE_VLAN_STRIPPING, &[]))?;
     if !wanted.is_empty() && !granted(channel.ask(verb::ADD_VLAN, &words::vlans(resources.vsi, wanted)))? {
         refused.push(Refusal::Vlans);
     }
@@ -200,15 +197,10 @@ fn vlans_v2(
     let answer = channel.ask(verb::GET_OFFLOAD_VLAN_V2_CAPS, &[])?;
     let support =
         words::read_vlan_support(&answer).ok_or(ChannelError::Nonsense(verb::GET_OFFLOAD_VLAN_V2_CAPS))?;
-    let left_in = match support.strip {
-        Some(tag) => {
-            let message = words::vlan_setting(vsi, tag, support.strip_types);
-            granted(channel.ask(verb::DISABLE_VLAN_STRIPPING_V2, &message))?
-        }
-        None => !support.strips_always,
-    };
-    if !left_in {
-        refused.push(Refusal::Tags);
+    if let Some(tag) = support.strip {
+        // Tags are wanted in frames; what is taken out all the same is put back.
+        let message = words::vlan_setting(vsi, tag, support.strip_types);
+        granted(channel.ask(verb::DISABLE_VLAN_STRIPPING_V2, &message))?;
     }
     if wanted.is_empty() {
         return Ok(());

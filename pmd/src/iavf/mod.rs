@@ -44,7 +44,7 @@ use admin::{AdminError, AdminQueue};
 use channel::{Channel, ChannelError};
 use handshake::{Grant, Refusal, Request};
 use registers::*;
-use rx::{Bell, ReceiveCounters};
+use rx::{Bell, ReceiveCounters, ReceiveMemory};
 use statistics::Statistics;
 use tx::TransmitCounters;
 use virtchnl::{Event, Pair, capability, verb};
@@ -58,8 +58,9 @@ const RECEIVE_RING: usize = RING as usize * descriptor::RECEIVE_SIZE;
 const TRANSMIT_RING: usize = RING as usize * descriptor::TRANSMIT_SIZE;
 const TRANSMIT_BYTES: usize = RING as usize * BUFFER_SIZE as usize;
 /// Receive buffers get the rest; they must fill the ring and leave as many for frames on their way to the guest.
-const RECEIVE_BYTES: usize = MEMORY - RECEIVE_RING - TRANSMIT_RING - TRANSMIT_BYTES;
-const _: () = assert!(RECEIVE_BYTES / BUFFER_SIZE as usize > 3 * RING as usize / 2);
+const BUFFERS: usize =
+    (MEMORY - RECEIVE_RING - TRANSMIT_RING - TRANSMIT_BYTES) / (BUFFER_SIZE as usize + rx::TAG);
+const _: () = assert!(BUFFERS > 3 * RING as usize / 2);
 
 /// For the PF to switch queues off, or for a reset that it has announced to begin and end; twice that, and what firmware
 /// takes, is less than the 100 ms that a device may take to be quiet.
@@ -193,11 +194,6 @@ impl Iavf {
                  for so many: ip link set {place} vlan 0, or ip link set {place} trust on",
                 self.wishes.vlans
             ),
-            Refusal::Tags => format!(
-                "{name}: the PF does not leave VLAN tags in frames, so tagged frames are dropped; let it: \
-                 ethtool -K {} rxvlan off",
-                self.place.pf()
-            ),
             Refusal::WriteBack => format!(
                 "{name}: the PF offers nothing for VFs that are polled, so frames may wait up to 50 ms where few come; a \
                  newer driver of the PF offers it"
@@ -300,17 +296,23 @@ impl Iavf {
 
 /// The memory of one pair.
 struct PairMemory {
-    receive: DmaSlice,
+    receive: ReceiveMemory,
     transmit: DmaSlice,
-    receive_buffers: DmaSlice,
     transmit_buffers: DmaSlice,
 }
 
 impl PairMemory {
     fn new(map: Arc<dyn DmaMap>, name: &str) -> Result<Self, DeviceError> {
-        let [receive, transmit, receive_buffers, transmit_buffers] = DmaMemory::new(map, MEMORY, name)?
-            .carve([RECEIVE_RING, TRANSMIT_RING, RECEIVE_BYTES, TRANSMIT_BYTES])?;
-        Ok(Self { receive, transmit, receive_buffers, transmit_buffers })
+        let [ring, transmit, buffers, transmit_buffers, tags] =
+            DmaMemory::new(map, MEMORY, name)?.carve([
+                RECEIVE_RING,
+                TRANSMIT_RING,
+                BUFFERS * BUFFER_SIZE as usize,
+                TRANSMIT_BYTES,
+                BUFFERS * rx::TAG,
+            ])?;
+        let receive = ReceiveMemory { ring, pool: BufferPool::new(buffers), tags };
+        Ok(Self { receive, transmit, transmit_buffers })
     }
 }
 
@@ -370,7 +372,7 @@ impl VfDriver for Iavf {
         }
         let pairs: Vec<Pair> = memories
             .iter()
-            .map(|memory| Pair { transmit: memory.transmit.iova(), receive: memory.receive.iova() })
+            .map(|memory| Pair { transmit: memory.transmit.iova(), receive: memory.receive.ring.iova() })
             .collect();
         let negotiated = grant.resources.capabilities & capability::FORMATS != 0;
         let format = if negotiated { grant.format.id() } else { 0 };
@@ -388,7 +390,6 @@ impl VfDriver for Iavf {
                 pair,
                 grant.format,
                 memory.receive,
-                BufferPool::new(memory.receive_buffers),
                 Arc::clone(&self.receive),
             );
             queues.receive.push(Receive::Iavf(receive.with_bell(bell)));
@@ -488,7 +489,7 @@ impl VfDriver for Iavf {
         let own = [
             ("rx_dropped_damaged", read(&self.receive.damaged)),
             ("rx_dropped_impossible", read(&self.receive.impossible)),
-            ("rx_dropped_tag_stripped", read(&self.receive.stripped)),
+            ("rx_dropped_two_tags", read(&self.receive.torn)),
             ("tx_dropped_length", read(&self.transmit.length)),
             ("tx_dropped_headers", read(&self.transmit.headers)),
             ("admin_unasked_messages", strays),

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A frame longer than a buffer fills several descriptors; it is known by its first buffer, and the pool keeps the chain.
-//! Nothing that the device writes is trusted: lengths are cut to the buffer, chains have an end.
+//! Nothing that the device writes is trusted: lengths are cut to the buffer, chains have an end. A VLAN tag that was taken
+//! out, because the PF has it so, is put back: as a segment of its own behind the addresses, kept with the first buffer.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use arrayvec::ArrayVec;
 use super::descriptor::{Format, RECEIVE_WORDS, Received};
 use super::registers::*;
 use crate::device::{Armed, ReceiveQueue};
-use crate::frame::{Burst, MIN_FRAME, Token};
+use crate::frame::{Burst, MIN_FRAME, Segment, Token};
 use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice};
 use crate::offload::{Checksum, Offload};
 use crate::registers::Registers;
@@ -31,6 +32,10 @@ const TAIL_STEP: u16 = 8;
 const MASK: u16 = RING - 1;
 /// A ring whose tail meets its head is an empty one.
 const MOST_POSTED: u16 = RING - TAIL_STEP;
+/// Bytes of the two addresses, behind which a VLAN tag stands, and of the tag.
+const ADDRESSES: u32 = 12;
+/// See [`ADDRESSES`].
+pub const TAG: usize = 4;
 /// A slot without a buffer.
 const NONE: u32 = u32::MAX;
 
@@ -41,14 +46,14 @@ pub struct ReceiveCounters {
     pub damaged: AtomicU64,
     /// Frames that cannot be: without an end, longer than their buffers, shorter than a header.
     pub impossible: AtomicU64,
-    /// Frames whose VLAN tag was taken out although it should not be: nobody knows where they belong.
-    pub stripped: AtomicU64,
+    /// Frames that two VLAN tags were taken out of: nobody knows where they belong.
+    pub torn: AtomicU64,
 }
 
 impl ReceiveCounters {
     /// All of them.
     pub fn sum(&self) -> u64 {
-        let counters = [&self.damaged, &self.impossible, &self.stripped];
+        let counters = [&self.damaged, &self.impossible, &self.torn];
         counters.into_iter().map(|counter| counter.load(Ordering::Relaxed)).sum()
     }
 }
@@ -72,6 +77,8 @@ pub struct IavfReceive {
     format: Format,
     ring: DmaSlice,
     pool: BufferPool,
+    /// Where the tag of a frame is that begins in each buffer.
+    tags: DmaSlice,
     /// The buffer in each slot.
     slots: Box<[u32]>,
     /// The slot that the device fills next, as far as we have looked.
@@ -86,26 +93,37 @@ pub struct IavfReceive {
     bell: Option<Bell>,
 }
 
+/// The memory of a receive queue.
+#[derive(Debug)]
+pub struct ReceiveMemory {
+    /// Room for [`RING`] descriptors.
+    pub ring: DmaSlice,
+    /// The buffers.
+    pub pool: BufferPool,
+    /// [`TAG`] bytes for each buffer.
+    pub tags: DmaSlice,
+}
+
 /// A frame at the head, a part a buffer.
 type Parts = ArrayVec<Received, MAX_CHAIN>;
 
 impl IavfReceive {
-    /// Queue `number` over `ring` (room for [`RING`] descriptors), which the PF knows and has not enabled yet; gives the
-    /// device its first buffers.
+    /// Queue `number` over `memory`, which the PF knows and has not enabled yet; gives the device its first buffers.
     pub(super) fn new(
         registers: Arc<dyn Registers>,
         number: u16,
         format: Format,
-        ring: DmaSlice,
-        pool: BufferPool,
+        memory: ReceiveMemory,
         counters: Arc<ReceiveCounters>,
     ) -> Self {
+        let ReceiveMemory { ring, pool, tags } = memory;
         let mut queue = Self {
             registers,
             tail_register: QRX_TAIL1 + 4 * u32::from(number),
             format,
             ring,
             pool,
+            tags,
             slots: vec![NONE; usize::from(RING)].into_boxed_slice(),
             head: 0,
             tail: 0,
@@ -207,15 +225,32 @@ impl IavfReceive {
     fn fault(&self, parts: &[Received]) -> Option<&AtomicU64> {
         let last = parts.last()?;
         let len: u32 = parts.iter().map(|part| part.len).sum();
+        let headless = last.tag.is_some() && parts.first().is_none_or(|part| part.len <= ADDRESSES);
         let counters = &*self.counters;
-        if self.discarding || !last.end || len < MIN_FRAME || parts.iter().any(|part| part.len > BUFFER_SIZE)
+        if self.discarding
+            || !last.end
+            || len < MIN_FRAME
+            || headless
+            || parts.iter().any(|part| part.len > BUFFER_SIZE)
         {
             Some(&counters.impossible)
         } else if last.bad {
             Some(&counters.damaged)
         } else {
-            last.stripped.then_some(&counters.stripped)
+            last.torn.then_some(&counters.torn)
         }
+    }
+
+    /// Adds the first part of the frame at the head with its tag in it.
+    #[inline]
+    fn push_tagged(&self, burst: &mut Burst, segment: Segment, tag: u16) -> Result<(), Segment> {
+        let kept = self.tags.segment(self.buffer_at(0) as usize * TAG, TAG as u32);
+        let [high, low] = tag.to_be_bytes();
+        kept.copy_from(&[0x81, 0, high, low]);
+        for part in [segment.part(0, ADDRESSES), kept, segment.part(ADDRESSES, u32::MAX)] {
+            burst.push_segment(part)?;
+        }
+        Ok(())
     }
 
     /// Moves one frame into `burst`, or drops it; `false` when there is none or the burst has no room for it.
@@ -234,7 +269,12 @@ impl IavfReceive {
             return true;
         }
         for (n, part) in parts.iter().enumerate().filter(|(_, part)| part.len > 0) {
-            if burst.push_segment(self.pool.segment(self.buffer_at(n), part.len)).is_err() {
+            let segment = self.pool.segment(self.buffer_at(n), part.len);
+            let pushed = match last.tag {
+                Some(tag) if n == 0 => self.push_tagged(burst, segment, tag),
+                _ => burst.push_segment(segment),
+            };
+            if pushed.is_err() {
                 burst.abandon_frame();
                 return false;
             }
@@ -300,13 +340,14 @@ mod tests {
     }
 
     fn queue(buffers: usize, format: Format) -> (IavfReceive, Ring) {
-        let sizes = [usize::from(RING) * RECEIVE_SIZE, buffers * BUFFER_SIZE as usize];
-        let memory = DmaMemory::new(Arc::new(FakeMap::default()), sizes.iter().sum(), "test").unwrap();
-        let [ring, pool] = memory.carve(sizes).unwrap();
+        let sizes = [usize::from(RING) * RECEIVE_SIZE, buffers * BUFFER_SIZE as usize, buffers * TAG];
+        let memory = DmaMemory::new(Arc::new(FakeMap::default()), DmaMemory::needed(&sizes), "test").unwrap();
+        let [ring, pool, tags] = memory.carve(sizes).unwrap();
         let (registers, counters) = (Arc::new(Plain::default()), Arc::new(ReceiveCounters::default()));
         let base = ring.iova() - OFFSET;
         let shared = Arc::clone(&registers) as Arc<dyn Registers>;
-        let queue = IavfReceive::new(shared, 3, format, ring, BufferPool::new(pool), Arc::clone(&counters));
+        let memory = ReceiveMemory { ring, pool: BufferPool::new(pool), tags };
+        let queue = IavfReceive::new(shared, 3, format, memory, Arc::clone(&counters));
         (queue, Ring { registers, base, device: 0, counters })
     }
 
@@ -334,7 +375,7 @@ mod tests {
         }
 
         fn counts(&self) -> [u64; 3] {
-            [&self.counters.damaged, &self.counters.impossible, &self.counters.stripped]
+            [&self.counters.damaged, &self.counters.impossible, &self.counters.torn]
                 .map(|counter| counter.load(Ordering::Relaxed))
         }
     }
@@ -383,11 +424,38 @@ mod tests {
     }
 
     #[test]
+    fn a_tag_that_was_taken_out_is_put_back() {
+        let (mut queue, mut ring) = queue(2000, Format::Legacy);
+        let mut burst = Burst::new();
+        ring.write(1, [0x2007 << 16, DONE | END | 1 << 2 | 60 << 38, 0]);
+        ring.write(2, [0, DONE | 2048 << 38, 0]);
+        ring.write(2, [0x0fff << 16, DONE | END | 1 << 2 | 10 << 38, 0]);
+        // Not even the addresses are there.
+        ring.write(3, [0, DONE | 10 << 38, 0]);
+        ring.write(3, [0, DONE | END | 1 << 2 | 60 << 38, 0]);
+        queue.receive(&mut burst);
+        assert_eq!((lengths(&burst), ring.counts()), (vec![(64, 3), (2062, 4)], [0, 1, 0]));
+        let frames = burst.frames();
+        let tags: Vec<_> = frames
+            .iter()
+            .map(|(_, segments)| {
+                let mut head = [0; 18];
+                crate::frame::gather(segments, &mut head);
+                (head[11], [head[12], head[13], head[14], head[15]], head[16])
+            })
+            .collect();
+        assert_eq!(tags, [(1, [0x81, 0, 0x20, 7], 1), (2, [0x81, 0, 0x0f, 0xff], 2)]);
+        let free = queue.pool.available();
+        release_all(&mut queue, &mut burst);
+        assert_eq!(queue.pool.available(), free + 3);
+    }
+
+    #[test]
     fn damaged_short_and_impossible_frames_are_dropped_and_counted() {
         let (mut queue, mut ring) = queue(2000, Format::Legacy);
         let mut burst = Burst::new();
         ring.fill(0, 60, DONE | END | 1 << 19);
-        ring.fill(0, 60, DONE | END | 1 << 2);
+        ring.write(0, [0, DONE | END | 1 << 2 | 60 << 38, 1]);
         ring.fill(0, 13, DONE | END);
         ring.fill(0, 0, DONE | END);
         ring.fill(0, 2049, DONE | END);
@@ -487,9 +555,8 @@ mod tests {
                     prop_assert!(frame.len() >= MIN_FRAME);
                     prop_assert!(segments.iter().all(|segment| segment.len() <= BUFFER_SIZE));
                 }
-                let lent: usize = burst.frames().iter().map(|(_, segments)| segments.len()).sum();
-                // Empty parts are no segments but hold their buffer.
-                prop_assert!(queue.pool.available() + usize::from(queue.posted) + lent <= 1064);
+                // Each frame has at least one.
+                prop_assert!(queue.pool.available() + usize::from(queue.posted) + burst.len() <= 1064);
             }
             release_all(&mut queue, &mut burst);
             prop_assert_eq!(queue.pool.available() + usize::from(queue.posted), 1064);

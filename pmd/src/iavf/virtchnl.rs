@@ -263,8 +263,6 @@ pub struct VlanSupport {
     pub most: u16,
     /// Tags are taken out of received frames unless the PF is told not to; of which tag that can be said.
     pub strip: Option<Tag>,
-    /// Tags are taken out, and nothing can be said against it.
-    pub strips_always: bool,
     /// What `strip` is told.
     pub strip_types: u32,
 }
@@ -285,7 +283,6 @@ pub fn read_vlan_support(data: &[u8]) -> Option<VlanSupport> {
         filter: pick(0, TYPE_8100).map(|(tag, _)| tag),
         most: u16_at(data, 12)?,
         strip: strip.map(|(tag, _)| tag),
-        strips_always: strip.is_none() && pick(16, TYPE_8100).is_some(),
         strip_types: strip.and_then(|(_, at)| u32_at(data, at)).unwrap_or(0) & TYPES,
     })
 }
@@ -469,9 +466,7 @@ mod tests {
         );
         let inner = support([0, 1], [1, TOGGLE | 1]);
         assert_eq!((inner.filter, inner.strip), (Some(Tag::Inner), Some(Tag::Inner)));
-        let fixed = support([0, 0], [1, 1]);
-        assert_eq!((fixed.strip, fixed.strips_always), (None, true));
-        assert!(!both.strips_always && !support([0, 0], [0, 0]).strips_always);
+        assert_eq!(support([0, 0], [1, 1]).strip, None);
     }
 
     proptest! {

@@ -213,14 +213,14 @@ fn l1_more_vlans_than_the_pf_has_room_for_are_told() {
 }
 
 #[test]
-fn l1_frames_whose_tag_the_pf_takes_out_are_dropped_and_told() {
+fn l1_tags_that_the_pf_takes_out_are_put_back() {
     for options in kinds() {
         let mut exam = exam_with(Options { keeps_stripping: true, ..options }, Wishes::default());
-        assert!(told(&mut exam, "ethtool -K eth2 rxvlan off"));
-        assert!(delivered(&mut exam, &tagged(&numbered(1, 100), 7)).is_empty());
-        assert_eq!(counter(&mut exam, "rx_dropped_tag_stripped"), 1);
-        assert_eq!(delivered(&mut exam, &numbered(2, 100)), [numbered(2, 100)]);
-        exam.no_faults();
+        for number in 0..200 {
+            let frame = tagged(&numbered(number, 60 + 20 * number as usize), 0x2000 | 7);
+            assert_eq!(delivered(&mut exam, &frame), [frame], "{number}");
+        }
+        exam.receives_numbered_frames(1000, 1514);
     }
 }
 
@@ -679,8 +679,13 @@ fn l1_frames_that_the_device_calls_damaged_are_not_delivered() {
 }
 
 #[test]
-fn l1_frames_without_their_tag_are_not_delivered() {
-    receives_nothing(Wrong::StripsTags, "rx_dropped_tag_stripped");
+fn l1_a_device_that_takes_tags_out_against_its_orders_changes_nothing() {
+    for options in kinds() {
+        let mut exam = wrong(Wrong::StripsTags, options);
+        let frame = tagged(&numbered(1, 300), 7);
+        assert_eq!(delivered(&mut exam, &frame), [frame]);
+        exam.no_faults();
+    }
 }
 
 #[test]

@@ -347,7 +347,10 @@ impl Model for Iavf {
         } else if self.interrupts.write(bus, offset, value) {
             self.write_back(bus);
         } else if self.admin.write(bus, offset, value) {
-            self.take_messages(bus);
+            // Firmware looks when a tail is moved.
+            if offset == register::ATQT {
+                self.take_messages(bus);
+            }
         } else {
             bus.broken(format!("there is no register {offset:#x} to be written ({value:#x})"));
         }
