@@ -344,6 +344,8 @@ transmit_kinds! {
     Ena(crate::ena::EnaTransmit),
     /// Sends through an NFP's VF.
     Nfp(crate::nfp::NfpTransmit),
+    /// Sends through a VF of the 700 or 800 series.
+    Iavf(crate::iavf::IavfTransmit),
 }
 
 receive_kinds! {
@@ -361,4 +363,6 @@ receive_kinds! {
     Ena(crate::ena::EnaReceive),
     /// Receives from an NFP's VF.
     Nfp(crate::nfp::NfpReceive),
+    /// Receives from a VF of the 700 or 800 series.
+    Iavf(crate::iavf::IavfReceive),
 }

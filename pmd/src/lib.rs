@@ -9,6 +9,7 @@
 pub mod device;
 pub mod ena;
 pub mod frame;
+pub mod iavf;
 pub mod igbvf;
 pub mod intel;
 pub mod ixgbevf;

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use crate::device::{Device, DeviceError};
 use crate::ena::{self, Ena};
+use crate::iavf::{self, Iavf};
 use crate::igbvf::{self, Igbvf};
 use crate::ixgbevf::{self, Ixgbevf};
 use crate::nfp::{self, Nfp};
@@ -102,6 +103,15 @@ const DRIVERS: &[Driver] = &[
                 patience: nfp::Patience::default(),
             };
             Ok(Box::new(Nfp::open(found.function, setup)?))
+        },
+    },
+    Driver {
+        name: "iavf",
+        ids: &iavf::IDS,
+        open: |found| {
+            let setup =
+                iavf::Setup { place: found.place, wishes: found.wishes, patience: iavf::Patience::default() };
+            Ok(Box::new(Iavf::open(found.function, setup)?))
         },
     },
 ];

@@ -11,6 +11,7 @@ use models::ena::Settings;
 use models::nfp::Settings;
 use models::rate::Rate;
 use pmd::ena::{self, Ena};
+use pmd::iavf::{self, Iavf};
 use pmd::igbvf::{self, Igbvf};
 use pmd::ixgbevf::{self, Ixgbevf};
 use pmd::nfp::{self, Nfp};
@@ -31,6 +32,8 @@ const DRIVERS: &[Driver] = &[
     ("ena-host", ena_host),
     ("nfp", nfd3),
     ("nfp-nfdk", nfdk),
+    ("iavf", iavf),
+    ("iavf-700", iavf_700),
 ];
 
 fn place() -> Place {
@@ -93,6 +96,20 @@ fn nfp(settings: Settings, size: usize, time: Duration) -> Rate {
         patience: nfp::Patience::default(),
     };
     Exam::start(models::nfp::Nfp::new(settings), |function| Nfp::open(function, setup)).rate(size, time)
+}
+
+fn iavf_of(options: models::iavf::Options, size: usize, time: Duration) -> Rate {
+    let setup =
+        iavf::Setup { place: place(), wishes: Wishes::default(), patience: iavf::Patience::default() };
+    Exam::start(models::iavf::Iavf::new(options), |function| Iavf::open(function, setup)).rate(size, time)
+}
+
+fn iavf(size: usize, time: Duration) -> Rate {
+    iavf_of(models::iavf::Options::default(), size, time)
+}
+
+fn iavf_700(size: usize, time: Duration) -> Rate {
+    iavf_of(models::iavf::Options::series_700(), size, time)
 }
 
 fn main() -> ExitCode {

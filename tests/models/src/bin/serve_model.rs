@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use models::ena::{self, Ena};
+use models::iavf::{self, Iavf};
 use models::ixgbevf::{self, Ixgbevf};
 use models::nfp::{self, Nfp};
 use models::served::{Totals, serve_pair};
@@ -36,6 +37,7 @@ fn serve(name: &str, sockets: [&Path; 2], options: &[&str]) -> Option<io::Result
         "ixgbevf" => Some(serve_pair(sockets, ixgbevf::pair(options)?, Ixgbevf::command)),
         "ena" => Some(serve_pair(sockets, ena::pair(options)?, Ena::command)),
         "nfp" => Some(serve_pair(sockets, nfp::pair(options)?, Nfp::command)),
+        "iavf" => Some(serve_pair(sockets, iavf::pair(options)?, Iavf::command)),
         _ => None,
     }
 }
