@@ -7,8 +7,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use models::Exam;
-use models::ena::Settings;
-use models::nfp::Settings;
 use models::rate::Rate;
 use pmd::ena::{self, Ena};
 use pmd::iavf::{self, Iavf};
@@ -64,31 +62,31 @@ fn ixgbevf(size: usize, time: Duration) -> Rate {
     Exam::start(model, |function| Ixgbevf::open(function, setup)).rate(size, time)
 }
 
-fn ena_of(settings: Settings, size: usize, time: Duration) -> Rate {
+fn ena_of(settings: models::ena::Settings, size: usize, time: Duration) -> Rate {
     let setup = ena::Setup { place: place(), wishes: Wishes::default(), patience: ena::Patience::default() };
     Exam::start(models::ena::Ena::new(settings), |function| Ena::open(function, setup)).rate(size, time)
 }
 
 fn ena(size: usize, time: Duration) -> Rate {
-    ena_of(Settings::newest(), size, time)
+    ena_of(models::ena::Settings::newest(), size, time)
 }
 
 /// With descriptors in memory of the host.
 fn ena_host(size: usize, time: Duration) -> Rate {
-    ena_of(Settings::first(), size, time)
+    ena_of(models::ena::Settings::first(), size, time)
 }
 
 /// Read pointers are registers.
 fn nfd3(size: usize, time: Duration) -> Rate {
-    nfp(Settings::default(), size, time)
+    nfp(models::nfp::Settings::default(), size, time)
 }
 
 /// Read pointers come to memory.
 fn nfdk(size: usize, time: Duration) -> Rate {
-    nfp(Settings::nfdk(), size, time)
+    nfp(models::nfp::Settings::nfdk(), size, time)
 }
 
-fn nfp(settings: Settings, size: usize, time: Duration) -> Rate {
+fn nfp(settings: models::nfp::Settings, size: usize, time: Duration) -> Rate {
     let setup = nfp::Setup {
         place: place(),
         ids: nfp::IDS[0],
