@@ -19,6 +19,7 @@ use crate::device::{Device, DeviceError};
 use crate::igbvf::{self, Igbvf};
 use crate::pci::{Address, Ids, PciFunction, Sysfs};
 use crate::vfio::Function;
+use crate::virtio::{self, Virtio};
 
 /// How to open a VF.
 #[derive(Clone, Debug, Default)]
@@ -47,20 +48,35 @@ struct Driver {
 }
 
 /// Every driver.
-const DRIVERS: &[Driver] = &[Driver {
-    name: "igbvf",
-    ids: &igbvf::IDS,
-    open: |found| {
-        let setup = igbvf::Setup {
-            place: found.place,
-            ids: found.ids,
-            wishes: found.wishes,
-            patience: igbvf::Patience::default(),
-            hashed_groups: found.is_qemu,
-        };
-        Ok(Box::new(Igbvf::open(found.function, setup)?))
+const DRIVERS: &[Driver] = &[
+    Driver {
+        name: "virtio",
+        ids: &virtio::IDS,
+        open: |found| {
+            let setup = virtio::Setup {
+                place: found.place,
+                wishes: found.wishes,
+                patience: virtio::Patience::default(),
+                physical_addresses: false,
+            };
+            Ok(Box::new(Virtio::open(found.function, setup)?))
+        },
     },
-}];
+    Driver {
+        name: "igbvf",
+        ids: &igbvf::IDS,
+        open: |found| {
+            let setup = igbvf::Setup {
+                place: found.place,
+                ids: found.ids,
+                wishes: found.wishes,
+                patience: igbvf::Patience::default(),
+                hashed_groups: found.is_qemu,
+            };
+            Ok(Box::new(Igbvf::open(found.function, setup)?))
+        },
+    },
+];
 
 /// Subsystem vendor that QEMU's models carry unless they are told another.
 const QEMU: u16 = 0x1af4;

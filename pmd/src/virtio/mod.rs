@@ -1,0 +1,585 @@
+//! `virtio`: network functions that speak virtio 1.x over PCI (1af4:1041), be they VFs of a NIC or functions that a
+//! hypervisor makes up; split and packed rings, as many queue pairs as the device has.
+//!
+//! ```text
+//!   capabilities   where the registers are            ring/      a virtqueue of either layout, the driver's side
+//!   transport      status, features, queues           control    what is asked of a running device
+//!   features       what is taken of what is offered   rx, tx     the queues of workers
+//! ```
+//!
+//! A device must translate its addresses (`VIRTIO_F_ACCESS_PLATFORM`): one that does not reaches past the IOMMU for whatever
+//! has the same physical address. Received frames may be left to be cut and summed up by their taker; frames to be sent are
+//! copied behind a virtio-net header.
+//!
+//! What it does not do: it borrows no frames; it asks for no interrupt of its configuration, which is looked at every 50 ms.
+
+mod capabilities;
+mod control;
+mod features;
+mod health;
+mod registers;
+mod ring;
+mod rx;
+mod transport;
+mod tx;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+pub use rx::VirtioReceive;
+pub use tx::VirtioTransmit;
+
+use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues, Receive, Transmit};
+use crate::mac::MacAddress;
+use crate::memory::{BUFFER_SIZE, BufferPool, DmaMap, DmaMemory, DmaSlice, SlotBuffers};
+use crate::net_header::LENGTH;
+use crate::pci::{Ids, PciFunction};
+use crate::vf::{Agreed, Place, Rung, Vf, VfDriver, Wishes};
+use capabilities::Structures;
+use control::{Answer, Command, Control, Hash};
+use features::*;
+use health::{Counters, Health};
+use registers::*;
+use ring::{Layout, Ring};
+use rx::Parts;
+use transport::{Refusal, Transport};
+
+/// Devices that this driver knows.
+pub const IDS: [Ids; 1] = [Ids { vendor: 0x1af4, device: 0x1041 }];
+
+/// Most descriptors of a queue.
+const MOST_DESCRIPTORS: u16 = 1024;
+/// Buffers of a receive queue beyond those that its ring holds: frames on their way to the guest.
+const SPARE_BUFFERS: usize = 512;
+/// Bytes around an MTU: an Ethernet header and a VLAN tag.
+const AROUND_MTU: u32 = 18;
+/// Longest frame of a device that does not say what it takes: as long as other NICs' here.
+const USUAL_LONGEST: u32 = 9728;
+/// Longest frame where each needs a buffer of its own.
+const LONGEST_UNMERGED: u32 = BUFFER_SIZE - LENGTH;
+/// Least MTU of IPv4 (RFC 791): the standard allows no lesser (5.1.4.1).
+const LEAST_MTU: u16 = 68;
+/// Time that counts as passed between two looks at the link, at most: a daemon that was stopped is no stalled device.
+const MOST_TICK: u32 = 100;
+/// Kinds of packets that are hashed where the device can: IPv4, TCP and UDP over it, the same of IPv6 (5.1.6.4.3.3).
+const HASH_TYPES: u32 = 0x3f;
+
+/// How long the driver waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For the end of a reset.
+    pub reset: Duration,
+    /// For the answer to a command.
+    pub control: Duration,
+    /// For a queue in which nothing moves although frames are to be sent and the link is up.
+    pub stall: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            reset: Duration::from_millis(90),
+            control: Duration::from_secs(1),
+            stall: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What the driver is told about a function.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Where it sits.
+    pub place: Place,
+    /// What is wanted of it.
+    pub wishes: Wishes,
+    /// How long to wait for it.
+    pub patience: Patience,
+    /// Addresses that the device is given are physical ones: there is no IOMMU, so it may as well not translate them.
+    pub physical_addresses: bool,
+}
+
+/// What the device is, as of the last hand-shake.
+#[derive(Clone, Copy, Debug, Default)]
+struct Terms {
+    features: Features,
+    mac: Option<MacAddress>,
+    max_frame: u32,
+    /// Pairs of queues that it has.
+    pairs: u16,
+    /// What it hashes, if it does.
+    hash: Option<Hash>,
+}
+
+/// The slow side of a virtio-net function.
+#[derive(Debug)]
+pub struct Virtio {
+    setup: Setup,
+    function: Arc<dyn PciFunction>,
+    transport: Transport,
+    terms: Terms,
+    /// The address that was drawn by lot, which is kept.
+    random_mac: Option<MacAddress>,
+    /// It has refused, when it ran, to receive frames for all stations.
+    refused_promiscuous: bool,
+    control: Option<Control>,
+    health: Arc<Health>,
+    /// Until when the queues' clock has been set.
+    clock: Instant,
+    /// Queues are out.
+    running: bool,
+    /// Told by the next `listen`.
+    notices: Vec<String>,
+    received: Arc<Counters>,
+    sent: Arc<Counters>,
+}
+
+/// One queue's place in memory.
+struct Memory {
+    ring: DmaSlice,
+    buffers: DmaSlice,
+}
+
+impl Virtio {
+    /// Takes a function over, and agrees with it on features.
+    pub fn open(function: Arc<dyn PciFunction>, setup: Setup) -> Result<Vf<Self>, DeviceError> {
+        let place = setup.place.clone();
+        let mut config = [0; 256];
+        function.read_config(0, &mut config).map_err(|cause| {
+            DeviceError::Failed(format!(
+                "{place}: its configuration space cannot be read: {cause}; see dmesg"
+            ))
+        })?;
+        let structures = Structures::of(&config).map_err(|missing| {
+            DeviceError::Unsupported(format!(
+                "{place} has no {missing} structure, so it is no virtio 1.x device; see lspci -vv -s {place}; in QEMU, \
+                 such devices have disable-modern=off"
+            ))
+        })?;
+        let driver = Self {
+            transport: Transport::new(structures.map(&function)?),
+            function: Arc::clone(&function),
+            terms: Terms::default(),
+            random_mac: None,
+            refused_promiscuous: false,
+            control: None,
+            health: Arc::new(Health::new(setup.patience.stall.as_millis() as u32)),
+            clock: Instant::now(),
+            running: false,
+            notices: Vec::new(),
+            received: Arc::default(),
+            sent: Arc::default(),
+            setup,
+        };
+        Vf::open(function, &place, driver)
+    }
+
+    fn refusal(&self, cause: Refusal) -> DeviceError {
+        let place = &self.setup.place;
+        match cause {
+            Refusal::Gone => DeviceError::NotFound(format!(
+                "{place} does not answer: it has left the machine, or its memory is disabled; see dmesg"
+            )),
+            Refusal::InReset => DeviceError::NotReady(format!(
+                "{place} does not come out of its reset; unbind it from vfio-pci and bind it again"
+            )),
+            Refusal::Features => DeviceError::Failed(format!(
+                "{place} does not accept the features that it offered; update its firmware, or the hypervisor"
+            )),
+        }
+    }
+
+    fn failed(&self, what: &str) -> DeviceError {
+        let place = &self.setup.place;
+        DeviceError::Failed(format!("{place} {what}; unbind it from vfio-pci and bind it again"))
+    }
+
+    /// Whether the device can be driven at all.
+    fn check(&self, offered: Features) -> Result<(), DeviceError> {
+        let place = &self.setup.place;
+        if !offered.has(VERSION_1) {
+            return Err(DeviceError::Unsupported(format!(
+                "{place} is a legacy virtio device; in QEMU, give it disable-legacy=on"
+            )));
+        }
+        if !offered.has(ACCESS_PLATFORM) && !self.setup.physical_addresses {
+            return Err(DeviceError::NotReady(format!(
+                "{place} does not translate its addresses (VIRTIO_F_ACCESS_PLATFORM), so behind an IOMMU it would \
+                 reach memory of others; in QEMU, give the device iommu_platform=on"
+            )));
+        }
+        Ok(())
+    }
+
+    /// What the device is, with these features, and the address to take.
+    fn read_terms(&mut self, features: Features) -> Terms {
+        let (given, mtu, most_pairs, key, entries, types) = self.transport.configuration(|config| {
+            let mac = std::array::from_fn(|n| config.byte(NET_MAC + n as u32));
+            (
+                MacAddress(mac),
+                config.half(NET_MTU),
+                config.half(NET_MAX_PAIRS),
+                config.byte(NET_RSS_KEY_SIZE),
+                config.half(NET_RSS_TABLE_LENGTH),
+                config.word(NET_HASH_TYPES),
+            )
+        });
+        let given = Some(given).filter(|mac| features.has(MAC) && mac.is_valid_unicast());
+        let can_take = features.has(CTRL_MAC_ADDR) || given.is_none();
+        let mac = self
+            .setup
+            .wishes
+            .mac
+            .filter(|_| can_take)
+            .or(given)
+            .unwrap_or_else(|| *self.random_mac.get_or_insert_with(MacAddress::random));
+        let longest =
+            if features.has(MTU) && mtu >= LEAST_MTU { u32::from(mtu) + AROUND_MTU } else { USUAL_LONGEST };
+        let pairs = if features.has(MQ) { most_pairs.clamp(1, 0x8000) } else { 1 };
+        let wished = self.setup.wishes.queue_pairs.get().min(pairs);
+        // A power of two (5.1.6.5.6.1).
+        let entries = entries.min(control::MOST_ENTRIES).checked_ilog2().map_or(0, |bits| 1 << bits);
+        let hash =
+            Hash { types: types & HASH_TYPES, entries, pairs: wished, key: key.min(control::MOST_KEY) };
+        let usable = features.has(RSS) && wished > 1 && hash.types != 0 && entries >= wished && hash.key > 0;
+        Terms {
+            features,
+            mac: Some(mac),
+            max_frame: if features.has(MRG_RXBUF) { longest } else { longest.min(LONGEST_UNMERGED) },
+            pairs,
+            hash: usable.then_some(hash),
+        }
+    }
+
+    fn notices(&self, mac: MacAddress) -> Vec<String> {
+        let (name, Terms { features, max_frame, pairs, .. }) = (&self.setup.place, self.terms);
+        let Wishes { queue_pairs, mac: wished, vlans } = &self.setup.wishes;
+        let mut notices = Vec::new();
+        if self.random_mac == Some(mac) {
+            notices.push(format!(
+                "{name}: the device has no address; it uses {mac}, drawn by lot, until it is opened anew"
+            ));
+        }
+        if let Some(wished) = wished.filter(|wished| *wished != mac) {
+            notices.push(format!(
+                "{name}: the device does not let its address be set, so it keeps {mac} instead of {wished}; set it \
+                 where the device is made: ip link set {} mac {wished}, or mac={wished} in QEMU",
+                self.setup.place.at_pf()
+            ));
+        }
+        if self.filters_by_mac() {
+            notices.push(self.promiscuous_notice(mac));
+        }
+        if !features.has(MRG_RXBUF) {
+            notices.push(format!(
+                "{name}: the device does not spread frames over buffers, so that frames of more than {max_frame} bytes \
+                 are lost"
+            ));
+        }
+        if queue_pairs.get() > pairs {
+            notices
+                .push(format!("{name}: it has {pairs} of the {queue_pairs} queue pairs that were asked for"));
+        }
+        if !vlans.is_empty() && !features.has(CTRL_VLAN) {
+            notices.push(format!(
+                "{name}: the device does not filter VLANs: the tags that pass are its own choice"
+            ));
+        }
+        notices
+    }
+
+    fn promiscuous_notice(&self, mac: MacAddress) -> String {
+        format!(
+            "{}: the device refuses promiscuous mode, so only frames for {mac} and for groups may arrive; give the VM \
+             that address, or the device the VM's: ip link set {} mac MAC",
+            self.setup.place,
+            self.setup.place.at_pf()
+        )
+    }
+
+    fn filters_by_mac(&self) -> bool {
+        self.refused_promiscuous || !self.terms.features.has(CTRL_RX)
+    }
+
+    /// What queue `queue` gets: as many descriptors as it has, at most [`MOST_DESCRIPTORS`].
+    fn layout(&self, queue: u16, filled: u32) -> Result<Layout, DeviceError> {
+        let most = self.transport.most_descriptors(queue).min(MOST_DESCRIPTORS);
+        let size = most.checked_ilog2().map_or(0, |bits| 1u16 << bits);
+        if size < 2 {
+            return Err(self.failed(&format!("has no queue {queue}, or one of {most} descriptors")));
+        }
+        Ok(Layout { size, features: self.terms.features, filled })
+    }
+
+    /// Switches queue `queue` on; whether it has the interrupt `vector`.
+    fn switch_on(
+        &self,
+        queue: u16,
+        layout: Layout,
+        memory: DmaSlice,
+        vector: u16,
+        counters: &Arc<Counters>,
+    ) -> Result<(Parts, bool), DeviceError> {
+        let ring = Ring::new(memory, layout);
+        let doorbell = self
+            .transport
+            .doorbell(queue, self.terms.features)
+            .ok_or_else(|| self.failed(&format!("has no place where queue {queue} could be notified")))?;
+        let interrupts = self.transport.enable(queue, layout.size, &ring, vector);
+        let (counters, health) = (Arc::clone(counters), Arc::clone(&self.health));
+        Ok((Parts { ring, size: layout.size, doorbell, counters, health }, interrupts))
+    }
+
+    fn interrupts(&self, count: u16) -> Vec<OwnedFd> {
+        self.function.interrupts(count.into()).unwrap_or_else(|cause| {
+            tracing::debug!(device = %self.setup.place, %cause, "no interrupts");
+            Vec::new()
+        })
+    }
+
+    /// Tells the device what it can only be told while it runs; how many queue pairs it uses.
+    fn ask(&mut self, pairs: u16) -> Result<u16, DeviceError> {
+        let (terms, place) = (self.terms, self.setup.place.clone());
+        let silent = || {
+            DeviceError::NotReady(format!(
+                "{place}: its control queue does not answer; wait for its PF or hypervisor, or reset it there"
+            ))
+        };
+        let Some(control) = &mut self.control else { return Ok(1) };
+        let mut granted = |command| match control.ask(command) {
+            Answer::Granted => Ok(true),
+            Answer::Refused => Ok(false),
+            Answer::Silent => Err(silent()),
+        };
+        let mut refused_address = None;
+        if let Some(mac) =
+            terms.mac.filter(|_| terms.features.has(CTRL_MAC_ADDR) && self.setup.wishes.mac.is_some())
+            && !granted(Command::Address(mac))?
+        {
+            refused_address = Some(mac);
+        }
+        let mut refused_promiscuous = false;
+        if terms.features.has(CTRL_RX) && !granted(Command::Promiscuous)? {
+            refused_promiscuous = true;
+            if !granted(Command::AllMulticast)? {
+                self.notices.push(format!(
+                    "{place}: the device refuses to deliver all multicast groups: IPv6 neighbours may not be found"
+                ));
+            }
+        }
+        for vlan in self.setup.wishes.vlans.iter().filter(|_| terms.features.has(CTRL_VLAN)) {
+            if !granted(Command::Vlan(*vlan))? {
+                self.notices.push(format!("{place}: the device refuses VLAN {vlan}"));
+            }
+        }
+        let mut used = 1;
+        if pairs > 1 {
+            let hashed = match &terms.hash {
+                Some(hash) => granted(Command::Hash(hash))?,
+                None => false,
+            };
+            if hashed || granted(Command::Pairs(pairs))? {
+                used = pairs;
+            } else {
+                self.notices
+                    .push(format!("{place}: the device refuses to use {pairs} queue pairs; it uses one"));
+            }
+        }
+        if refused_promiscuous && !self.refused_promiscuous {
+            self.refused_promiscuous = true;
+            self.notices.push(self.promiscuous_notice(terms.mac.unwrap_or(MacAddress([0; 6]))));
+        }
+        if let Some(mac) = refused_address {
+            return Err(DeviceError::NotReady(format!(
+                "{place}: the device refuses the address {mac}; ask for another, or set it where the device is made: \
+                 ip link set {} mac {mac}",
+                place.at_pf()
+            )));
+        }
+        Ok(used)
+    }
+
+    /// Lets time pass for the queues, as far as the link is up.
+    fn tick(&mut self, up: bool) {
+        let passed = self.clock.elapsed().as_millis() as u32;
+        self.clock += Duration::from_millis(passed.into());
+        if up {
+            self.health.tick(passed.min(MOST_TICK));
+        }
+    }
+
+    fn status_of_link(&self) -> (u16, u32) {
+        self.transport.configuration(|config| (config.half(NET_STATUS), config.word(NET_SPEED)))
+    }
+}
+
+impl VfDriver for Virtio {
+    const NAME: &'static str = "virtio";
+    const RUNG: Rung = Rung::Model;
+
+    fn agree(&mut self) -> Result<Agreed, DeviceError> {
+        self.transport.reset(self.setup.patience.reset).map_err(|cause| self.refusal(cause))?;
+        let offered = self.transport.offered();
+        self.check(offered)?;
+        let Wishes { queue_pairs, vlans, .. } = &self.setup.wishes;
+        let features = offered.taken(queue_pairs.get() > 1, !vlans.is_empty());
+        self.transport.take(features).map_err(|cause| self.refusal(cause))?;
+        self.terms = self.read_terms(features);
+        tracing::debug!(device = %self.setup.place, offered = %format_args!("{:#x}", offered.0), terms = ?self.terms, "agreed");
+        let mac = self.terms.mac.unwrap_or(MacAddress([0; 6]));
+        Ok(Agreed {
+            mac,
+            max_frame: self.terms.max_frame,
+            filters_by_mac: self.filters_by_mac(),
+            notices: self.notices(mac),
+        })
+    }
+
+    fn enable(&mut self) -> Result<Queues, DeviceError> {
+        let Terms { features, max_frame, pairs: most_pairs, .. } = self.terms;
+        let pairs = self.setup.wishes.queue_pairs.get().min(most_pairs);
+        self.health = Arc::new(Health::new(self.setup.patience.stall.as_millis() as u32));
+
+        let mut layouts = Vec::new();
+        let mut sizes = Vec::new();
+        for pair in 0..pairs {
+            let (receive, transmit) = (self.layout(2 * pair, BUFFER_SIZE)?, self.layout(2 * pair + 1, 0)?);
+            let slots = transmit.size.max(tx::FEWEST_SLOTS);
+            sizes.extend([
+                receive.bytes(),
+                (usize::from(receive.size) + SPARE_BUFFERS) * BUFFER_SIZE as usize,
+            ]);
+            sizes.extend([transmit.bytes(), SlotBuffers::bytes(slots)]);
+            layouts.extend([receive, transmit]);
+        }
+        let control = features.has(CTRL_VQ).then_some(if features.has(MQ) { 2 * most_pairs } else { 2 });
+        if let Some(queue) = control {
+            let layout = self.layout(queue, 0)?;
+            sizes.extend([layout.bytes(), control::BYTES]);
+            layouts.push(layout);
+        }
+        let map = Arc::clone(&self.function) as Arc<dyn DmaMap>;
+        let memory = DmaMemory::new(map, DmaMemory::needed(&sizes), &format!("virtio {}", self.setup.place))?;
+        tracing::debug!(device = %self.setup.place, bytes = memory.len(), huge = memory.is_huge(), "DMA memory");
+        let mut slices = memory.carve_all(&sizes)?.into_iter();
+        let mut memories: Vec<Memory> = Vec::with_capacity(layouts.len());
+        while let (Some(ring), Some(buffers)) = (slices.next(), slices.next()) {
+            memories.push(Memory { ring, buffers });
+        }
+
+        let mut bells: Vec<Option<OwnedFd>> = self.interrupts(pairs).into_iter().map(Some).collect();
+        let mut parts = Vec::with_capacity(layouts.len());
+        for ((queue, layout), memory) in (0u16..).zip(layouts).zip(memories) {
+            let receives = queue < 2 * pairs && queue % 2 == 0;
+            let bell = usize::from(queue / 2);
+            let vector = if receives && bell < bells.len() { queue / 2 } else { NO_VECTOR };
+            let number = if queue < 2 * pairs { queue } else { control.unwrap_or(queue) };
+            let counters = if receives { &self.received } else { &self.sent };
+            let (part, interrupts) = self.switch_on(number, layout, memory.ring, vector, counters)?;
+            if let Some(bell) = bells.get_mut(bell).filter(|_| receives && !interrupts) {
+                *bell = None;
+            }
+            parts.push((part, memory.buffers));
+        }
+        if control.is_some()
+            && let Some((part, buffers)) = parts.pop()
+        {
+            let patience = self.setup.patience.control;
+            self.control = Some(Control::new(part.ring, part.size, part.doorbell, buffers, patience));
+        }
+        self.transport.driver_ok();
+        self.clock = Instant::now();
+        let used = self.ask(pairs)?;
+
+        let mut queues = Queues::default();
+        let mut parts = parts.into_iter();
+        let mut bells = bells.into_iter();
+        for _ in 0..used {
+            let (Some((receive, pool)), Some((transmit, slots))) = (parts.next(), parts.next()) else {
+                break;
+            };
+            let bell = bells.next().flatten();
+            let merged = features.has(MRG_RXBUF);
+            let receive = VirtioReceive::new(receive, BufferPool::new(pool), merged, bell);
+            queues.receive.push(Receive::Virtio(receive));
+            let count = transmit.size.max(tx::FEWEST_SLOTS);
+            let transmit = VirtioTransmit::new(transmit, slots, count, max_frame, features.capabilities());
+            queues.transmit.push(Transmit::Virtio(transmit));
+        }
+        self.running = true;
+        Ok(queues)
+    }
+
+    fn quiesce(&mut self) -> bool {
+        self.running = false;
+        self.control = None;
+        self.transport.reset(self.setup.patience.reset).is_ok()
+    }
+
+    fn is_present(&self) -> bool {
+        self.transport.status() != NO_STATUS
+    }
+
+    fn listen(&mut self, events: &mut Vec<DeviceEvent>) {
+        let place = &self.setup.place;
+        events.extend(self.notices.drain(..).map(DeviceEvent::Notice));
+        let status = self.transport.status();
+        let expected = if self.running { FEATURES_OK | DRIVER_OK } else { FEATURES_OK };
+        let reason = if status == NO_STATUS {
+            return events.push(DeviceEvent::Gone {
+                reason: format!("{place} does not answer any more: it has left the machine"),
+            });
+        } else if status & NEEDS_RESET != 0 {
+            Some("says that it has to be reset")
+        } else if status & expected != expected {
+            Some("was reset by its PF, or by its hypervisor")
+        } else {
+            self.health.complaint().map(health::Complaint::words)
+        };
+        let announce = reason.is_none()
+            && self.running
+            && self.terms.features.has(GUEST_ANNOUNCE)
+            && self.status_of_link().0 & ANNOUNCE != 0;
+        let unheard = announce
+            && self.control.as_mut().is_some_and(|control| control.ask(Command::Announced) == Answer::Silent);
+        if let Some(what) = reason.or(unheard.then_some("does not answer through its control queue")) {
+            events.push(DeviceEvent::ResetNeeded { reason: format!("{} {what}", self.setup.place) });
+        }
+    }
+
+    fn link(&mut self) -> Link {
+        let (status, speed) = self.status_of_link();
+        let up = !self.terms.features.has(STATUS) || status & LINK_UP != 0;
+        self.tick(up);
+        // The upper half of the range is reserved (5.1.4).
+        let known =
+            self.terms.features.has(SPEED_DUPLEX) && speed != SPEED_UNKNOWN && speed <= i32::MAX as u32;
+        if up { Link::Up { speed: known.then_some(speed) } } else { Link::Down }
+    }
+
+    fn statistics(&mut self) -> DeviceStatistics {
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        DeviceStatistics {
+            rx_frames: load(&self.received.frames),
+            rx_bytes: load(&self.received.bytes),
+            rx_errors: self.received.errors(),
+            tx_frames: load(&self.sent.frames),
+            tx_bytes: load(&self.sent.bytes),
+            tx_errors: self.sent.errors(),
+            // The device counts nothing that it would tell.
+            rx_missed: 0,
+        }
+    }
+
+    fn counters(&mut self) -> Vec<(&'static str, u64)> {
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        vec![
+            ("rx_length_errors", load(&self.received.length_errors)),
+            ("rx_header_errors", load(&self.received.header_errors)),
+            ("rx_ring_errors", load(&self.received.ring_errors)),
+            ("tx_length_errors", load(&self.sent.length_errors)),
+            ("tx_ring_errors", load(&self.sent.ring_errors)),
+        ]
+    }
+}
