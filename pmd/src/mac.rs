@@ -33,13 +33,6 @@ impl MacAddress {
         !self.is_multicast() && self.0 != [0; 6]
     }
 
-    /// A locally administered address of a station (IEEE 802, bits 1 and 0 of the first byte), drawn by lot.
-    pub fn random() -> Self {
-        // The standard library seeds its hash maps from the kernel's random numbers.
-        let [a, b, c, d, e, f, ..] = RandomState::new().build_hasher().finish().to_le_bytes();
-        Self([a & !1 | 2, b, c, d, e, f])
-    }
-
     /// The address in the low 48 bits, first byte lowest; 0 is no station's address and serves as "none".
     pub fn to_u64(self) -> u64 {
         let [a, b, c, d, e, f] = self.0;
