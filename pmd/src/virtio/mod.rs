@@ -268,7 +268,8 @@ impl Virtio {
                 self.setup.place.at_pf()
             ));
         }
-        if self.filters_by_mac() {
+        // What a running device has refused was told then.
+        if !features.has(CTRL_RX) {
             notices.push(self.promiscuous_notice(mac));
         }
         if !features.has(MRG_RXBUF) {
@@ -386,8 +387,8 @@ impl Virtio {
                     .push(format!("{place}: the device refuses to use {pairs} queue pairs; it uses one"));
             }
         }
-        if refused_promiscuous && !self.refused_promiscuous {
-            self.refused_promiscuous = true;
+        let before = std::mem::replace(&mut self.refused_promiscuous, refused_promiscuous);
+        if refused_promiscuous && !before {
             self.notices.push(self.promiscuous_notice(terms.mac.unwrap_or(MacAddress([0; 6]))));
         }
         if let Some(mac) = refused_address {
