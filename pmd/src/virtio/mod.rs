@@ -584,3 +584,6 @@ impl VfDriver for Virtio {
         ]
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -149,6 +149,12 @@ impl VirtioReceive {
         }
     }
 
+    /// Buffers that nobody has.
+    #[cfg(test)]
+    pub(super) fn free_buffers(&self) -> usize {
+        self.pool.available()
+    }
+
     /// The device cannot be believed any more.
     #[cold]
     fn give_up(&mut self, complaint: Complaint) {

@@ -125,12 +125,8 @@ impl Transport {
         let data = features.has(NOTIFICATION_DATA);
         let (area, len) = &self.places.notify;
         let (size, inside) = (if data { 4 } else { 2 }, offset.checked_add(if data { 4 } else { 2 }));
-        (inside? <= *len && offset.is_multiple_of(size)).then(|| Doorbell {
-            area: Arc::clone(area),
-            offset,
-            queue,
-            data,
-        })
+        (inside? <= *len && offset.is_multiple_of(size))
+            .then(|| Doorbell::new(Arc::clone(area), offset, queue, data))
     }
 
     /// What `read` reads of the device's own configuration, at one moment (2.5.1).
@@ -188,6 +184,11 @@ pub struct Doorbell {
 }
 
 impl Doorbell {
+    /// A doorbell at byte `offset` of `area`.
+    pub fn new(area: Arc<dyn Registers>, offset: u32, queue: u16, data: bool) -> Self {
+        Self { area, offset, queue, data }
+    }
+
     /// There is something new in `ring`.
     #[inline]
     pub fn ring(&self, ring: &Ring) {

@@ -88,6 +88,12 @@ impl VirtioTransmit {
         }
     }
 
+    /// Slots and descriptors that are in use.
+    #[cfg(test)]
+    pub(super) fn in_flight(&self) -> (u16, u16) {
+        (self.used_slots, self.used_descriptors)
+    }
+
     #[inline]
     fn flight(&mut self, id: u16) -> Option<&mut Flight> {
         self.flights.get_mut(usize::from(id))
