@@ -5,6 +5,7 @@
 //!   capabilities   where the registers are            ring/      a virtqueue of either layout, the driver's side
 //!   transport      status, features, queues           control    what is asked of a running device
 //!   features       what is taken of what is offered   rx, tx     the queues of workers
+//!   terms          what the device is then            health     what queues tell the slow side
 //! ```
 //!
 //! A device must translate its addresses (`VIRTIO_F_ACCESS_PLATFORM`): one that does not reaches past the IOMMU for whatever
@@ -20,6 +21,7 @@ mod health;
 mod registers;
 mod ring;
 mod rx;
+mod terms;
 mod transport;
 mod tx;
 
@@ -33,17 +35,17 @@ pub use tx::VirtioTransmit;
 
 use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues, Receive, Transmit};
 use crate::mac::MacAddress;
-use crate::memory::{BUFFER_SIZE, BufferPool, DmaMap, DmaMemory, DmaSlice, SlotBuffers};
-use crate::net_header::LENGTH;
+use crate::memory::{DmaMap, DmaMemory, DmaSlice, SlotBuffers};
 use crate::pci::{Ids, PciFunction};
 use crate::vf::{Agreed, Place, Rung, Vf, VfDriver, Wishes};
 use capabilities::Structures;
-use control::{Answer, Command, Control, Hash};
+use control::{Answer, Command, Control};
 use features::*;
 use health::{Counters, Health};
 use registers::*;
 use ring::{Layout, Ring};
 use rx::Parts;
+use terms::Terms;
 use transport::{Refusal, Transport};
 
 /// Devices that this driver knows.
@@ -53,19 +55,8 @@ pub const IDS: [Ids; 1] = [Ids { vendor: 0x1af4, device: 0x1041 }];
 const MOST_DESCRIPTORS: u16 = 1024;
 /// Buffers of a receive queue beyond those that its ring holds: frames on their way to the guest.
 const SPARE_BUFFERS: usize = 512;
-/// Bytes around an MTU: an Ethernet header and a VLAN tag.
-const AROUND_MTU: u32 = 18;
-/// Longest frame of a device that does not say what it takes: as long as other NICs' here.
-const USUAL_LONGEST: u32 = 9728;
-/// Longest frame where each needs a buffer of its own.
-const LONGEST_UNMERGED: u32 = BUFFER_SIZE - LENGTH;
-/// Least MTU of IPv4 (RFC 791): the standard allows no lesser (5.1.4.1).
-const LEAST_MTU: u16 = 68;
 /// Time that counts as passed between two looks at the link, at most: a daemon that was stopped is no stalled device.
 const MOST_TICK: u32 = 100;
-/// Kinds of packets that are hashed where the device can: IPv4, TCP and UDP over it, the same of IPv6 (5.1.6.4.3.3).
-const HASH_TYPES: u32 = 0x3f;
-
 /// How long the driver waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -100,25 +91,14 @@ pub struct Setup {
     pub physical_addresses: bool,
 }
 
-/// What the device is, as of the last hand-shake.
-#[derive(Clone, Copy, Debug, Default)]
-struct Terms {
-    features: Features,
-    mac: Option<MacAddress>,
-    max_frame: u32,
-    /// Pairs of queues that it has.
-    pairs: u16,
-    /// What it hashes, if it does.
-    hash: Option<Hash>,
-}
-
 /// The slow side of a virtio-net function.
 #[derive(Debug)]
 pub struct Virtio {
     setup: Setup,
     function: Arc<dyn PciFunction>,
     transport: Transport,
-    terms: Terms,
+    /// As of the last hand-shake.
+    terms: Option<Terms>,
     /// The address that was drawn by lot, which is kept.
     random_mac: Option<MacAddress>,
     /// It has refused, when it ran, to receive frames for all stations.
@@ -160,7 +140,7 @@ impl Virtio {
         let driver = Self {
             transport: Transport::new(structures.map(&function)?),
             function: Arc::clone(&function),
-            terms: Terms::default(),
+            terms: None,
             random_mac: None,
             refused_promiscuous: false,
             control: None,
@@ -190,117 +170,13 @@ impl Virtio {
         }
     }
 
+    fn features(&self) -> Features {
+        self.terms.map_or_else(Features::default, |terms| terms.features)
+    }
+
     fn failed(&self, what: &str) -> DeviceError {
         let place = &self.setup.place;
         DeviceError::Failed(format!("{place} {what}; unbind it from vfio-pci and bind it again"))
-    }
-
-    /// Whether the device can be driven at all.
-    fn check(&self, offered: Features) -> Result<(), DeviceError> {
-        let place = &self.setup.place;
-        if !offered.has(VERSION_1) {
-            return Err(DeviceError::Unsupported(format!(
-                "{place} is a legacy virtio device; in QEMU, give it disable-legacy=on"
-            )));
-        }
-        if !offered.has(ACCESS_PLATFORM) && !self.setup.physical_addresses {
-            return Err(DeviceError::NotReady(format!(
-                "{place} does not translate its addresses (VIRTIO_F_ACCESS_PLATFORM), so behind an IOMMU it would \
-                 reach memory of others; in QEMU, give the device iommu_platform=on"
-            )));
-        }
-        Ok(())
-    }
-
-    /// What the device is, with these features, and the address to take.
-    fn read_terms(&mut self, features: Features) -> Terms {
-        let (given, mtu, most_pairs, key, entries, types) = self.transport.configuration(|config| {
-            let mac = std::array::from_fn(|n| config.byte(NET_MAC + n as u32));
-            (
-                MacAddress(mac),
-                config.half(NET_MTU),
-                config.half(NET_MAX_PAIRS),
-                config.byte(NET_RSS_KEY_SIZE),
-                config.half(NET_RSS_TABLE_LENGTH),
-                config.word(NET_HASH_TYPES),
-            )
-        });
-        let given = Some(given).filter(|mac| features.has(MAC) && mac.is_valid_unicast());
-        let can_take = features.has(CTRL_MAC_ADDR) || given.is_none();
-        let mac = self
-            .setup
-            .wishes
-            .mac
-            .filter(|_| can_take)
-            .or(given)
-            .unwrap_or_else(|| *self.random_mac.get_or_insert_with(MacAddress::random));
-        let longest =
-            if features.has(MTU) && mtu >= LEAST_MTU { u32::from(mtu) + AROUND_MTU } else { USUAL_LONGEST };
-        let pairs = if features.has(MQ) { most_pairs.clamp(1, 0x8000) } else { 1 };
-        let wished = self.setup.wishes.queue_pairs.get().min(pairs);
-        // A power of two (5.1.6.5.6.1).
-        let entries = entries.min(control::MOST_ENTRIES).checked_ilog2().map_or(0, |bits| 1 << bits);
-        let hash =
-            Hash { types: types & HASH_TYPES, entries, pairs: wished, key: key.min(control::MOST_KEY) };
-        let usable = features.has(RSS) && wished > 1 && hash.types != 0 && entries >= wished && hash.key > 0;
-        Terms {
-            features,
-            mac: Some(mac),
-            max_frame: if features.has(MRG_RXBUF) { longest } else { longest.min(LONGEST_UNMERGED) },
-            pairs,
-            hash: usable.then_some(hash),
-        }
-    }
-
-    fn notices(&self, mac: MacAddress) -> Vec<String> {
-        let (name, Terms { features, max_frame, pairs, .. }) = (&self.setup.place, self.terms);
-        let Wishes { queue_pairs, mac: wished, vlans } = &self.setup.wishes;
-        let mut notices = Vec::new();
-        if self.random_mac == Some(mac) {
-            notices.push(format!(
-                "{name}: the device has no address; it uses {mac}, drawn by lot, until it is opened anew"
-            ));
-        }
-        if let Some(wished) = wished.filter(|wished| *wished != mac) {
-            notices.push(format!(
-                "{name}: the device does not let its address be set, so it keeps {mac} instead of {wished}; set it \
-                 where the device is made: ip link set {} mac {wished}, or mac={wished} in QEMU",
-                self.setup.place.at_pf()
-            ));
-        }
-        // What a running device has refused was told then.
-        if !features.has(CTRL_RX) {
-            notices.push(self.promiscuous_notice(mac));
-        }
-        if !features.has(MRG_RXBUF) {
-            notices.push(format!(
-                "{name}: the device does not spread frames over buffers, so that frames of more than {max_frame} bytes \
-                 are lost"
-            ));
-        }
-        if queue_pairs.get() > pairs {
-            notices
-                .push(format!("{name}: it has {pairs} of the {queue_pairs} queue pairs that were asked for"));
-        }
-        if !vlans.is_empty() && !features.has(CTRL_VLAN) {
-            notices.push(format!(
-                "{name}: the device does not filter VLANs: the tags that pass are its own choice"
-            ));
-        }
-        notices
-    }
-
-    fn promiscuous_notice(&self, mac: MacAddress) -> String {
-        format!(
-            "{}: the device refuses promiscuous mode, so only frames for {mac} and for groups may arrive; give the VM \
-             that address, or the device the VM's: ip link set {} mac MAC",
-            self.setup.place,
-            self.setup.place.at_pf()
-        )
-    }
-
-    fn filters_by_mac(&self) -> bool {
-        self.refused_promiscuous || !self.terms.features.has(CTRL_RX)
     }
 
     /// What queue `queue` gets: as many descriptors as it has, at most [`MOST_DESCRIPTORS`].
@@ -310,7 +186,7 @@ impl Virtio {
         if size < 2 {
             return Err(self.failed(&format!("has no queue {queue}, or one of {most} descriptors")));
         }
-        Ok(Layout { size, features: self.terms.features, filled })
+        Ok(Layout { size, features: self.features(), filled })
     }
 
     /// Switches queue `queue` on; whether it has the interrupt `vector`.
@@ -325,7 +201,7 @@ impl Virtio {
         let ring = Ring::new(memory, layout);
         let doorbell = self
             .transport
-            .doorbell(queue, self.terms.features)
+            .doorbell(queue, self.features())
             .ok_or_else(|| self.failed(&format!("has no place where queue {queue} could be notified")))?;
         let interrupts = self.transport.enable(queue, layout.size, &ring, vector);
         let (counters, health) = (Arc::clone(counters), Arc::clone(&self.health));
@@ -340,8 +216,8 @@ impl Virtio {
     }
 
     /// Tells the device what it can only be told while it runs; how many queue pairs it uses.
-    fn ask(&mut self, pairs: u16) -> Result<u16, DeviceError> {
-        let (terms, place) = (self.terms, self.setup.place.clone());
+    fn ask(&mut self, terms: &Terms, pairs: u16) -> Result<u16, DeviceError> {
+        let place = self.setup.place.clone();
         let silent = || {
             DeviceError::NotReady(format!(
                 "{place}: its control queue does not answer; wait for its PF or hypervisor, or reset it there"
@@ -353,13 +229,7 @@ impl Virtio {
             Answer::Refused => Ok(false),
             Answer::Silent => Err(silent()),
         };
-        let mut refused_address = None;
-        if let Some(mac) =
-            terms.mac.filter(|_| terms.features.has(CTRL_MAC_ADDR) && self.setup.wishes.mac.is_some())
-            && !granted(Command::Address(mac))?
-        {
-            refused_address = Some(mac);
-        }
+        let refused_address = terms.tell_mac && !granted(Command::Address(terms.mac))?;
         let mut refused_promiscuous = false;
         if terms.features.has(CTRL_RX) && !granted(Command::Promiscuous)? {
             refused_promiscuous = true;
@@ -389,9 +259,10 @@ impl Virtio {
         }
         let before = std::mem::replace(&mut self.refused_promiscuous, refused_promiscuous);
         if refused_promiscuous && !before {
-            self.notices.push(self.promiscuous_notice(terms.mac.unwrap_or(MacAddress([0; 6]))));
+            self.notices.push(terms::promiscuous_notice(&place, terms.mac));
         }
-        if let Some(mac) = refused_address {
+        if refused_address {
+            let mac = terms.mac;
             return Err(DeviceError::NotReady(format!(
                 "{place}: the device refuses the address {mac}; ask for another, or set it where the device is made: \
                  ip link set {} mac {mac}",
@@ -421,35 +292,37 @@ impl VfDriver for Virtio {
 
     fn agree(&mut self) -> Result<Agreed, DeviceError> {
         self.transport.reset(self.setup.patience.reset).map_err(|cause| self.refusal(cause))?;
+        let Setup { place, wishes, physical_addresses, .. } = &self.setup;
         let offered = self.transport.offered();
-        self.check(offered)?;
-        let Wishes { queue_pairs, vlans, .. } = &self.setup.wishes;
+        terms::check(offered, place, *physical_addresses)?;
+        let Wishes { queue_pairs, vlans, .. } = wishes;
         let features = offered.taken(queue_pairs.get() > 1, !vlans.is_empty());
         self.transport.take(features).map_err(|cause| self.refusal(cause))?;
-        self.terms = self.read_terms(features);
-        tracing::debug!(device = %self.setup.place, offered = %format_args!("{:#x}", offered.0), terms = ?self.terms, "agreed");
-        let mac = self.terms.mac.unwrap_or(MacAddress([0; 6]));
+        let terms = Terms::read(&self.transport, features, wishes, &mut self.random_mac);
+        tracing::debug!(device = %place, offered = %format_args!("{:#x}", offered.0), ?terms, "agreed");
+        self.terms = Some(terms);
         Ok(Agreed {
-            mac,
-            max_frame: self.terms.max_frame,
-            filters_by_mac: self.filters_by_mac(),
-            notices: self.notices(mac),
+            mac: terms.mac,
+            max_frame: terms.max_frame,
+            filters_by_mac: self.refused_promiscuous || !features.has(CTRL_RX),
+            notices: terms.notices(place, wishes),
         })
     }
 
     fn enable(&mut self) -> Result<Queues, DeviceError> {
-        let Terms { features, max_frame, pairs: most_pairs, .. } = self.terms;
+        let terms = self.terms.ok_or_else(|| self.failed("was not agreed with"))?;
+        let Terms { features, max_frame, pairs: most_pairs, .. } = terms;
         let pairs = self.setup.wishes.queue_pairs.get().min(most_pairs);
         self.health = Arc::new(Health::new(self.setup.patience.stall.as_millis() as u32));
 
         let mut layouts = Vec::new();
         let mut sizes = Vec::new();
         for pair in 0..pairs {
-            let (receive, transmit) = (self.layout(2 * pair, BUFFER_SIZE)?, self.layout(2 * pair + 1, 0)?);
+            let (receive, transmit) = (self.layout(2 * pair, terms.buffer())?, self.layout(2 * pair + 1, 0)?);
             let slots = transmit.size.max(tx::FEWEST_SLOTS);
             sizes.extend([
                 receive.bytes(),
-                (usize::from(receive.size) + SPARE_BUFFERS) * BUFFER_SIZE as usize,
+                (usize::from(receive.size) + SPARE_BUFFERS) * terms.buffer() as usize,
             ]);
             sizes.extend([transmit.bytes(), SlotBuffers::bytes(slots)]);
             layouts.extend([receive, transmit]);
@@ -491,7 +364,7 @@ impl VfDriver for Virtio {
         }
         self.transport.driver_ok();
         self.clock = Instant::now();
-        let used = self.ask(pairs)?;
+        let used = self.ask(&terms, pairs)?;
 
         let mut queues = Queues::default();
         let mut parts = parts.into_iter();
@@ -502,7 +375,7 @@ impl VfDriver for Virtio {
             };
             let bell = bells.next().flatten();
             let merged = features.has(MRG_RXBUF);
-            let receive = VirtioReceive::new(receive, BufferPool::new(pool), merged, bell);
+            let receive = VirtioReceive::new(receive, pool, terms.buffer(), merged, bell);
             queues.receive.push(Receive::Virtio(receive));
             let count = transmit.size.max(tx::FEWEST_SLOTS);
             let transmit = VirtioTransmit::new(transmit, slots, count, max_frame, features.capabilities());
@@ -540,7 +413,7 @@ impl VfDriver for Virtio {
         };
         let announce = reason.is_none()
             && self.running
-            && self.terms.features.has(GUEST_ANNOUNCE)
+            && self.features().has(GUEST_ANNOUNCE)
             && self.status_of_link().0 & ANNOUNCE != 0;
         let unheard = announce
             && self.control.as_mut().is_some_and(|control| control.ask(Command::Announced) == Answer::Silent);
@@ -551,11 +424,10 @@ impl VfDriver for Virtio {
 
     fn link(&mut self) -> Link {
         let (status, speed) = self.status_of_link();
-        let up = !self.terms.features.has(STATUS) || status & LINK_UP != 0;
+        let up = !self.features().has(STATUS) || status & LINK_UP != 0;
         self.tick(up);
         // The upper half of the range is reserved (5.1.4).
-        let known =
-            self.terms.features.has(SPEED_DUPLEX) && speed != SPEED_UNKNOWN && speed <= i32::MAX as u32;
+        let known = self.features().has(SPEED_DUPLEX) && speed != SPEED_UNKNOWN && speed <= i32::MAX as u32;
         if up { Link::Up { speed: known.then_some(speed) } } else { Link::Down }
     }
 

@@ -18,7 +18,7 @@ use super::ring::{Piece, Ring, Used};
 use super::transport::Doorbell;
 use crate::device::{Armed, ReceiveQueue};
 use crate::frame::{Burst, MIN_FRAME, Token};
-use crate::memory::{BUFFER_SIZE, BufferPool};
+use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice};
 use crate::net_header::{self, LENGTH};
 use crate::offload::Offload;
 
@@ -82,10 +82,12 @@ pub struct VirtioReceive {
     ring: Ring,
     doorbell: Doorbell,
     pool: BufferPool,
+    /// Bytes of each buffer.
+    size: u32,
     /// The buffer with each id.
     buffers: Box<[u32]>,
     ids: Ids,
-    pending: Pending,
+    pending: Box<Pending>,
     /// Whether a frame may fill several buffers.
     merged: bool,
     broken: bool,
@@ -111,15 +113,22 @@ pub struct Parts {
 }
 
 impl VirtioReceive {
-    /// A queue of a device that runs; gives it its first buffers.
-    pub(super) fn new(parts: Parts, pool: BufferPool, merged: bool, bell: Option<OwnedFd>) -> Self {
+    /// A queue of a device that runs, with `memory` for its buffers of `size` bytes; gives it its first ones.
+    pub(super) fn new(
+        parts: Parts,
+        memory: DmaSlice,
+        size: u32,
+        merged: bool,
+        bell: Option<OwnedFd>,
+    ) -> Self {
         let mut queue = Self {
             ring: parts.ring,
             doorbell: parts.doorbell,
-            pool,
+            pool: BufferPool::of_size(memory, size),
+            size,
             buffers: vec![NONE; usize::from(parts.size)].into_boxed_slice(),
             ids: Ids::new(parts.size),
-            pending: Pending::default(),
+            pending: Box::default(),
             merged,
             broken: false,
             counters: parts.counters,
@@ -139,7 +148,7 @@ impl VirtioReceive {
         }
         for _ in 0..count {
             let (Some(id), Some(buffer)) = (self.ids.take(), self.pool.take()) else { break };
-            self.ring.give(id, &[Piece { iova: self.pool.iova(buffer), len: BUFFER_SIZE, write: true }]);
+            self.ring.give(id, &[Piece { iova: self.pool.iova(buffer), len: self.size, write: true }]);
             if let Some(entry) = self.buffers.get_mut(usize::from(id)) {
                 *entry = buffer;
             }
@@ -207,7 +216,7 @@ impl VirtioReceive {
     fn first(&mut self, burst: &mut Burst, buffer: u32, len: u32) -> bool {
         let whole = self.pool.segment(buffer, len);
         let header = whole.read_array::<{ LENGTH as usize }>();
-        let Some(header) = header.filter(|_| len <= BUFFER_SIZE) else {
+        let Some(header) = header.filter(|_| len <= self.size) else {
             count(&self.counters.length_errors);
             self.pool.give_back(buffer);
             return true;
@@ -229,9 +238,7 @@ impl VirtioReceive {
                 return true;
             }
         }
-        if announced == 0
-            || announced > MAX_CHAIN.min(self.buffers.len())
-            || announced > 1 && len < BUFFER_SIZE
+        if announced == 0 || announced > MAX_CHAIN.min(self.buffers.len()) || announced > 1 && len < self.size
         {
             self.pool.give_back(buffer);
             self.give_up(Complaint::Framing);
@@ -247,7 +254,7 @@ impl VirtioReceive {
     fn more(&mut self, burst: &mut Burst, buffer: u32, len: u32) -> bool {
         let at = self.pending.parts.len();
         let last = at + 1 == self.pending.announced;
-        if len > BUFFER_SIZE || len == 0 || !last && len < BUFFER_SIZE {
+        if len > self.size || len == 0 || !last && len < self.size {
             self.pool.give_back(buffer);
             self.drop_pending();
             self.give_up(Complaint::Framing);

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::device::{Accepted, ReceiveQueue, TransmitQueue};
 use crate::frame::{Burst, MIN_FRAME, Segment, Token};
+use crate::memory::BUFFER_SIZE;
 use crate::memory::dma::tests::{FakeMap, OFFSET};
 use crate::offload::Capabilities;
 use crate::registers::Registers;
@@ -138,7 +139,7 @@ proptest! {
         let bytes = BUFFERS * BUFFER_SIZE as usize;
         let (parts, buffers, mut raw) = parts(packed, &more, BUFFER_SIZE, bytes);
         let base = (buffers.iova() - OFFSET) as *mut u8;
-        let mut queue = VirtioReceive::new(parts, BufferPool::new(buffers), merged, None);
+        let mut queue = VirtioReceive::new(parts, buffers, BUFFER_SIZE, merged, None);
         let mut burst = Burst::new();
         for (step, a, b) in steps {
             match step {

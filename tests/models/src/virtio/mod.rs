@@ -363,7 +363,9 @@ impl VirtioNet {
     fn notified(&mut self, bus: &mut Bus, offset: u64, size: Size, value: u64) {
         let number = (offset / u64::from(MULTIPLIER)) as usize;
         let data = self.taken.has(NOTIFICATION_DATA);
-        if size != (if data { Size::Word } else { Size::Half }) || offset % u64::from(MULTIPLIER) != 0 {
+        if size != (if data { Size::Word } else { Size::Half })
+            || !offset.is_multiple_of(u64::from(MULTIPLIER))
+        {
             bus.broken(format!("a notification at {offset:#x} by {size:?}"));
         }
         if value & 0xffff != number as u64 {
