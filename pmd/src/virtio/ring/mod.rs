@@ -73,7 +73,7 @@ impl Ledger {
         }
     }
 
-    /// A used entry says that buffer `id` is done.
+    /// A used entry says that buffer `id` is done; [`take`](Self::take) looks whether it was given.
     #[inline]
     fn said(&mut self, id: u32, len: u32) -> Result<Used, Breach> {
         match self.descriptors.get(id as usize) {
@@ -81,7 +81,7 @@ impl Ledger {
                 self.batch = Some(Used { id: id as u16, len });
                 self.next_of_batch().ok_or(Breach::NotGiven)
             }
-            Some(1..) => Ok(Used { id: id as u16, len }),
+            Some(_) if !self.in_order => Ok(Used { id: id as u16, len }),
             _ => Err(Breach::NotGiven),
         }
     }

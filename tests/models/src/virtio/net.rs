@@ -197,7 +197,8 @@ impl VirtioNet {
         for chain in &chains {
             let written = chain.write(bus, rest);
             rest = &rest[written as usize..];
-            queue.done(bus, chain, written);
+            let beyond = wrong == Some(Wrong::LastLengthBeyondBuffer) && rest.is_empty() && chains.len() > 1;
+            queue.done(bus, chain, if beyond { written + 5000 } else { written });
         }
         queue.publish(bus);
     }

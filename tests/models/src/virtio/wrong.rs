@@ -9,6 +9,8 @@ pub enum Wrong {
     NoWriteBack,
     /// Received buffers come back with a length beyond their end.
     LengthBeyondBuffer,
+    /// Of a frame that is spread over several buffers, the last comes back so.
+    LastLengthBeyondBuffer,
     /// Received buffers come back with a length shorter than the header.
     LengthBelowHeader,
     /// A packed ring's used descriptors have the wrap bits of the lap before.
