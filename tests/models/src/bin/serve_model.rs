@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use models::ixgbevf::{self, Ixgbevf};
 use models::served::{Totals, serve_pair};
+use models::virtio::{self, VirtioNet};
 
 /// Brings to the standard error what the protocol's crate has to complain of.
 struct Complaints;
@@ -32,6 +33,7 @@ impl log::Log for Complaints {
 fn serve(name: &str, sockets: [&Path; 2], options: &[&str]) -> Option<io::Result<[Totals; 2]>> {
     match name {
         "ixgbevf" => Some(serve_pair(sockets, ixgbevf::pair(options)?, Ixgbevf::command)),
+        "virtio" => Some(serve_pair(sockets, virtio::pair(options)?, VirtioNet::command)),
         _ => None,
     }
 }

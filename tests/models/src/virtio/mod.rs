@@ -48,6 +48,8 @@ pub struct Told {
     pub promiscuous: bool,
     /// Frames for all groups.
     pub all_multicast: bool,
+    /// Stations and groups whose frames arrive, too.
+    pub listed: Vec<[u8; 6]>,
     /// VLANs that pass.
     pub vlans: BTreeSet<u16>,
     /// Queue pairs in use.
@@ -118,6 +120,20 @@ impl VirtioNet {
     /// A queue; 2n receives and 2n+1 sends.
     pub fn queue(&self, number: usize) -> Option<&Queue> {
         self.queues.get(number)
+    }
+
+    /// Does something to it, as a word says; whether it is known.
+    pub fn command(&mut self, bus: &mut Bus, words: &str) -> bool {
+        match words {
+            "link down" => self.set_link(bus, false),
+            "link up" => self.set_link(bus, true),
+            "fail" => self.fail(bus),
+            "announce" => self.ask_for_announcement(bus),
+            "lose interrupts" => bus.lose_interrupts(true),
+            "keep interrupts" => bus.lose_interrupts(false),
+            _ => return false,
+        }
+        true
     }
 
     /// Whether the driver uses it.
@@ -289,7 +305,7 @@ impl VirtioNet {
                 ));
             }
         }
-        let (taken, most, vectors) = (self.taken, self.options.queue_size, self.options.pairs + 1);
+        let (taken, most, vectors) = (self.taken, self.options.queue_size, self.options.vectors());
         let (wrong, batches, polls) = (self.options.wrong, self.options.batches, self.options.polls);
         let vector = if value < u64::from(vectors) { value as u16 } else { NO_VECTOR };
         match offset {
@@ -400,6 +416,22 @@ impl VirtioNet {
     }
 }
 
+/// Two functions with these options, in words: `packed`, `event_idx`, `in_order`, `pairs=2`; `None` where one is unknown.
+/// Their addresses end in 1 and 2.
+pub fn pair(words: &[&str]) -> Option<[VirtioNet; 2]> {
+    let mut options = Options { pairs: 1, ..Options::split() };
+    for word in words {
+        options = match word.split_once('=') {
+            None if *word == "packed" => options.with(RING_PACKED),
+            None if *word == "event_idx" => options.with(EVENT_IDX),
+            None if *word == "in_order" => options.with(IN_ORDER),
+            Some(("pairs", count)) => Options { pairs: count.parse().ok()?, ..options },
+            _ => return None,
+        };
+    }
+    Some([1, 2].map(|last| VirtioNet::new(Options { mac: [0x52, 0x54, 0, 0, 0, last], ..options.clone() })))
+}
+
 /// How wide the register at `offset` is (4.1.4.3); 64-bit ones are accessed by halves (4.1.3.1).
 fn common_size(offset: u64) -> Size {
     match offset {
@@ -420,7 +452,7 @@ fn capability(kind: u8, offset: u64, len: u32, more: &[u8]) -> Vec<u8> {
 
 impl Model for VirtioNet {
     fn config(&self) -> Config {
-        let vectors = self.options.pairs + 1;
+        let vectors = self.options.vectors();
         Config::ethernet((0x1af4, 0x1041), [0x1000, 0, 0, 0, 0x4000, 0], vectors, 0, 0)
             .revision(1)
             .capability(0x40, &capability(1, COMMON, 0x38, &[]))

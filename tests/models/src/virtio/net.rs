@@ -29,6 +29,22 @@ fn behind_tags(frame: &[u8]) -> usize {
     at + 2
 }
 
+/// The addresses of two lists, each behind its length (5.1.6.5.2): of stations, then of groups.
+fn listed(lists: &[u8]) -> Option<Vec<[u8; 6]>> {
+    let (mut macs, mut rest) = (Vec::new(), lists);
+    for group in [0, 1] {
+        let (count, behind) = rest.split_first_chunk::<4>()?;
+        let len = usize::try_from(u32::from_le_bytes(*count)).ok()?.checked_mul(6)?;
+        let entries = behind.get(..len)?;
+        macs.extend(entries.chunks_exact(6).filter_map(|mac| <[u8; 6]>::try_from(mac).ok()));
+        if entries.chunks_exact(6).any(|mac| mac[0] & 1 != group) {
+            return None;
+        }
+        rest = behind.get(len..)?;
+    }
+    rest.is_empty().then_some(macs)
+}
+
 impl VirtioNet {
     /// Sends what is in queue `number`, unless it waits for more.
     pub(super) fn send(&mut self, bus: &mut Bus, number: usize) {
@@ -76,7 +92,7 @@ impl VirtioNet {
         if half(header, 10) != 0 || flags & !NEEDS_CSUM != 0 {
             return Err(format!("a header with bits that only devices set: {header:x?}"));
         }
-        if frame.len() < 60 || frame.len() > LONGEST {
+        if frame.len() < 14 || frame.len() > LONGEST {
             return Err(format!("a frame of {} bytes", frame.len()));
         }
         let longest = if self.taken.has(MTU) { usize::from(self.options.mtu) + 18 } else { LONGEST };
@@ -127,7 +143,8 @@ impl VirtioNet {
         let group = frame.first().is_some_and(|first| first & 1 != 0);
         let own = frame.get(..6) == Some(&self.mac);
         let all = frame.get(..6) == Some(&[0xff; 6]);
-        self.told.promiscuous || own || all || group && self.told.all_multicast
+        let listed = self.told.listed.iter().any(|mac| frame.get(..6) == Some(mac));
+        self.told.promiscuous || own || all || listed || group && self.told.all_multicast
     }
 
     /// The queue that a frame goes to.
@@ -221,7 +238,8 @@ impl VirtioNet {
                 (bytes.first().copied().unwrap_or(0xff), bytes.get(1).copied().unwrap_or(0xff));
             let refused = self.options.refused.contains(&(class, command));
             let mut answer = u8::from(refused);
-            if !refused && let Err(fault) = self.command(class, command, bytes.get(2..).unwrap_or_default()) {
+            if !refused && let Err(fault) = self.carry_out(class, command, bytes.get(2..).unwrap_or_default())
+            {
                 bus.broken(fault);
                 answer = 1;
             }
@@ -234,7 +252,7 @@ impl VirtioNet {
         self.queues[number].publish(bus);
     }
 
-    fn command(&mut self, class: u8, command: u8, data: &[u8]) -> Result<(), String> {
+    fn carry_out(&mut self, class: u8, command: u8, data: &[u8]) -> Result<(), String> {
         let need = |bit: u32| {
             if self.taken.has(bit) {
                 Ok(())
@@ -252,6 +270,10 @@ impl VirtioNet {
                 need(CTRL_RX)?;
                 self.told.all_multicast = *on == 1;
             }
+            (1, 0, lists) => {
+                need(CTRL_RX)?;
+                self.told.listed = listed(lists).ok_or_else(|| format!("lists of addresses: {lists:x?}"))?;
+            }
             (1, 1, mac) if mac.len() == 6 => {
                 need(CTRL_MAC_ADDR)?;
                 self.mac.copy_from_slice(mac);
@@ -259,6 +281,10 @@ impl VirtioNet {
             (2, 0, [low, high @ 0..=15]) => {
                 need(CTRL_VLAN)?;
                 self.told.vlans.insert(u16::from_le_bytes([*low, *high]));
+            }
+            (2, 1, [low, high @ 0..=15]) => {
+                need(CTRL_VLAN)?;
+                self.told.vlans.remove(&u16::from_le_bytes([*low, *high]));
             }
             (3, 0, []) => {
                 need(GUEST_ANNOUNCE)?;

@@ -115,6 +115,11 @@ impl Options {
         Self::split().with(RING_PACKED)
     }
 
+    /// Interrupts: one a queue, and one for the configuration.
+    pub(super) fn vectors(&self) -> u16 {
+        2 * self.pairs + 2
+    }
+
     /// With a feature more.
     pub fn with(self, bit: u32) -> Self {
         Self { offered: self.offered | 1 << bit, ..self }
