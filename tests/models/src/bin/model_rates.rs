@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use models::Exam;
 use models::rate::Rate;
+use models::virtio::{Options, VirtioNet};
 use pmd::igbvf::{self, Igbvf};
 use pmd::pci::Address;
 use pmd::vf::{Place, Wishes};
+use pmd::virtio::{self, Virtio};
 
 /// Bytes of the frames.
 const SIZES: [usize; 2] = [64, 1514];
@@ -19,11 +21,30 @@ const SIZES: [usize; 2] = [64, 1514];
 type Driver = (&'static str, fn(usize, Duration) -> Rate);
 
 /// All drivers.
-const DRIVERS: &[Driver] = &[("igbvf", igbvf)];
+const DRIVERS: &[Driver] =
+    &[("virtio-split", virtio_split), ("virtio-packed", virtio_packed), ("igbvf", igbvf)];
 
 fn place() -> Place {
     let Some(address) = Address::new(0, 1, 0x10, 0) else { panic!("no address") };
     Place { address, pf: None }
+}
+
+fn virtio(options: Options, size: usize, time: Duration) -> Rate {
+    let setup = virtio::Setup {
+        place: place(),
+        wishes: Wishes::default(),
+        patience: virtio::Patience::default(),
+        physical_addresses: false,
+    };
+    Exam::start(VirtioNet::new(options), |function| Virtio::open(function, setup)).rate(size, time)
+}
+
+fn virtio_split(size: usize, time: Duration) -> Rate {
+    virtio(Options::split(), size, time)
+}
+
+fn virtio_packed(size: usize, time: Duration) -> Rate {
+    virtio(Options::packed(), size, time)
 }
 
 fn igbvf(size: usize, time: Duration) -> Rate {

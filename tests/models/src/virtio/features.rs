@@ -49,7 +49,7 @@ impl Taken {
         if let Some(bit) = needed {
             return Some(format!("feature {bit} is not taken"));
         }
-        let rests: [(u32, &[u32]); 14] = [
+        let rests: [(u32, &[u32]); 12] = [
             (GUEST_TSO4, &[GUEST_CSUM]),
             (GUEST_TSO6, &[GUEST_CSUM]),
             (GUEST_ECN, &[GUEST_TSO4, GUEST_TSO6]),
@@ -59,11 +59,9 @@ impl Taken {
             (CTRL_RX, &[CTRL_VQ]),
             (CTRL_VLAN, &[CTRL_VQ]),
             (GUEST_ANNOUNCE, &[CTRL_VQ]),
-            (GUEST_ANNOUNCE, &[STATUS]),
             (MQ, &[CTRL_VQ]),
             (CTRL_MAC_ADDR, &[CTRL_VQ]),
             (RSS, &[CTRL_VQ]),
-            (SPEED_DUPLEX, &[STATUS]),
         ];
         let alone = rests.iter().find(|(bit, on)| self.has(*bit) && !on.iter().any(|one| self.has(*one)));
         alone.map(|(bit, on)| format!("feature {bit} is taken without any of {on:?}"))
