@@ -32,7 +32,7 @@ came_uncut() {
 }
 
 load_vfio
-pair 0 vf1 10.0.0.2/24 fd00::2/64
+pair "${PAIR:-0}" vf1 10.0.0.2/24 fd00::2/64
 ip link set vf1 mtu 1500
 take_long_frames
 printf '[[relay]]\nid = 1\nqueue-pairs = 2\n' > "$RUN/config.toml"

@@ -9,4 +9,4 @@
 . tests/lab/responder.sh
 . tests/lab/virtio.sh
 
-every_kind 5000
+every_kind "${COUNT:-5000}"
