@@ -73,7 +73,7 @@ impl Default for Patience {
         Self {
             reset: Duration::from_millis(90),
             control: Duration::from_secs(1),
-            stall: Duration::from_secs(1),
+            stall: Duration::from_millis(1500),
         }
     }
 }
