@@ -499,3 +499,6 @@ impl Model for VirtioNet {
         self.renew();
     }
 }
+
+#[cfg(test)]
+mod tests;
