@@ -60,8 +60,10 @@ const MOST_TICK: u32 = 100;
 /// How long the driver waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// For the end of a reset.
+    /// For the end of a reset before the device is used.
     pub reset: Duration,
+    /// For the end of the one after that.
+    pub quiet: Duration,
     /// For the answer to a command.
     pub control: Duration,
     /// For a queue in which nothing moves although frames are to be sent and the link is up.
@@ -71,7 +73,8 @@ pub struct Patience {
 impl Default for Patience {
     fn default() -> Self {
         Self {
-            reset: Duration::from_millis(90),
+            reset: Duration::from_secs(2),
+            quiet: Duration::from_millis(90),
             control: Duration::from_secs(1),
             stall: Duration::from_millis(1500),
         }
@@ -109,8 +112,9 @@ pub struct Virtio {
     clock: Instant,
     /// Queues are out.
     running: bool,
-    /// Told by the next `listen`.
+    /// What a running device has refused: told by the next `listen`, and what was told before.
     notices: Vec<String>,
+    told: Vec<String>,
     received: Arc<Counters>,
     sent: Arc<Counters>,
 }
@@ -148,6 +152,7 @@ impl Virtio {
             clock: Instant::now(),
             running: false,
             notices: Vec::new(),
+            told: Vec::new(),
             received: Arc::default(),
             sent: Arc::default(),
             setup,
@@ -229,19 +234,20 @@ impl Virtio {
             Answer::Refused => Ok(false),
             Answer::Silent => Err(silent()),
         };
+        let mut notices = Vec::new();
         let refused_address = terms.tell_mac && !granted(Command::Address(terms.mac))?;
-        let mut refused_promiscuous = false;
-        if terms.features.has(CTRL_RX) && !granted(Command::Promiscuous)? {
-            refused_promiscuous = true;
+        self.refused_promiscuous = terms.features.has(CTRL_RX) && !granted(Command::Promiscuous)?;
+        if self.refused_promiscuous {
+            notices.push(terms::promiscuous_notice(&place, terms.mac));
             if !granted(Command::AllMulticast)? {
-                self.notices.push(format!(
+                notices.push(format!(
                     "{place}: the device refuses to deliver all multicast groups: IPv6 neighbours may not be found"
                 ));
             }
         }
         for vlan in self.setup.wishes.vlans.iter().filter(|_| terms.features.has(CTRL_VLAN)) {
             if !granted(Command::Vlan(*vlan))? {
-                self.notices.push(format!("{place}: the device refuses VLAN {vlan}"));
+                notices.push(format!("{place}: the device refuses VLAN {vlan}"));
             }
         }
         let mut used = 1;
@@ -253,14 +259,12 @@ impl Virtio {
             if hashed || granted(Command::Pairs(pairs))? {
                 used = pairs;
             } else {
-                self.notices
-                    .push(format!("{place}: the device refuses to use {pairs} queue pairs; it uses one"));
+                notices.push(format!("{place}: the device refuses to use {pairs} queue pairs; it uses one"));
             }
         }
-        let before = std::mem::replace(&mut self.refused_promiscuous, refused_promiscuous);
-        if refused_promiscuous && !before {
-            self.notices.push(terms::promiscuous_notice(&place, terms.mac));
-        }
+        notices.retain(|notice| !self.told.contains(notice));
+        self.told.extend_from_slice(&notices);
+        self.notices.extend(notices);
         if refused_address {
             let mac = terms.mac;
             return Err(DeviceError::NotReady(format!(
@@ -388,7 +392,7 @@ impl VfDriver for Virtio {
     fn quiesce(&mut self) -> bool {
         self.running = false;
         self.control = None;
-        self.transport.reset(self.setup.patience.reset).is_ok()
+        self.transport.reset(self.setup.patience.quiet).is_ok()
     }
 
     fn is_present(&self) -> bool {

@@ -28,6 +28,7 @@ fn setup(wishes: Wishes) -> Setup {
         wishes,
         patience: Patience {
             reset: Duration::from_millis(50),
+            quiet: Duration::from_millis(50),
             control: Duration::from_millis(50),
             stall: Duration::from_millis(300),
         },
