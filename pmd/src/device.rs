@@ -338,6 +338,8 @@ transmit_kinds! {
     Packet(crate::software::packet::PacketTransmit),
     /// Records into a capture file.
     Pcap(crate::software::pcap::PcapTransmit),
+    /// Sends through a virtio-net function.
+    Virtio(crate::virtio::VirtioTransmit),
     /// Sends through an 82576, I350, 82599, X540 or X550 VF.
     Intel(crate::intel::IntelTransmit),
     /// Sends through an ENA.
@@ -357,6 +359,8 @@ receive_kinds! {
     Packet(crate::software::packet::PacketReceive),
     /// Plays a capture file.
     Pcap(crate::software::pcap::PcapReceive),
+    /// Receives from a virtio-net function.
+    Virtio(crate::virtio::VirtioReceive),
     /// Receives from an 82576, I350, 82599, X540 or X550 VF.
     Intel(crate::intel::IntelReceive),
     /// Receives from an ENA.

@@ -24,6 +24,7 @@ pub mod registers;
 pub mod software;
 pub mod vf;
 pub mod vfio;
+pub mod virtio;
 
 pub use device::{
     Accepted, Armed, Completions, Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues,

@@ -60,8 +60,13 @@ impl SlotBuffers {
 
     /// Copies `segments` into the buffers from `slot` on.
     #[inline]
-    pub fn copy(&self, segments: &[Segment], mut slot: u16) {
-        let mut at = 0;
+    pub fn copy(&self, segments: &[Segment], slot: u16) {
+        self.copy_behind(0, segments, slot);
+    }
+
+    /// As [`copy`](Self::copy), leaving out the first `at` bytes, at most [`BUFFER_SIZE`]: a header goes there.
+    #[inline]
+    pub fn copy_behind(&self, mut at: u32, segments: &[Segment], mut slot: u16) {
         for segment in segments {
             let mut done = 0;
             while done < segment.len() {
@@ -114,6 +119,15 @@ mod tests {
         assert_eq!(read(&buffers, 0, 2048), [2; 2048]);
         assert_eq!(read(&buffers, 1, 904), [2; 904]);
         assert_eq!(buffers.iova(3) - buffers.iova(0), 3 * 2048);
+    }
+
+    #[test]
+    fn what_is_copied_behind_a_header_leaves_room_for_it() {
+        let buffers = buffers();
+        buffers.segment(3, 12).copy_from(&[9; 12]);
+        buffers.copy_behind(12, &[segment(&mut [1; 2036]), segment(&mut [2; 5])], 3);
+        assert_eq!(read(&buffers, 3, 2048), [&[9; 12][..], &[1; 2036]].concat());
+        assert_eq!(read(&buffers, 0, 6), [2, 2, 2, 2, 2, 0]);
     }
 
     #[test]

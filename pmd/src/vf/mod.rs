@@ -23,6 +23,7 @@ use crate::ixgbevf::{self, Ixgbevf};
 use crate::nfp::{self, Nfp};
 use crate::pci::{Address, Ids, PciFunction, Sysfs};
 use crate::vfio::{Access, Function, VfToken};
+use crate::virtio::{self, Virtio};
 
 /// How to open a VF.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +57,18 @@ struct Driver {
 
 /// Every driver.
 const DRIVERS: &[Driver] = &[
+    Driver {
+        name: "virtio",
+        ids: &virtio::IDS,
+        open: |found| {
+            let setup = virtio::Setup {
+                place: found.place,
+                wishes: found.wishes,
+                patience: virtio::Patience::default(),
+            };
+            Ok(Box::new(Virtio::open(found.function, setup)?))
+        },
+    },
     Driver {
         name: "igbvf",
         ids: &igbvf::IDS,

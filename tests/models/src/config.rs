@@ -78,6 +78,23 @@ impl Config {
         self
     }
 
+    /// Puts a capability that begins with `bytes` at the front of the list: its id, a place for the next one's address, and
+    /// what follows.
+    ///
+    /// # Panics
+    /// Where it does not fit, or something is there.
+    pub fn capability(mut self, at: usize, bytes: &[u8]) -> Self {
+        assert!(
+            at >= 0x40 && self.bytes[at..at + bytes.len()].iter().all(|byte| *byte == 0),
+            "not free: {at:#x}"
+        );
+        let first = self.bytes[0x34];
+        self.set(at, bytes);
+        self.set(at + 1, &[first]);
+        self.set(0x34, &[at as u8]);
+        self
+    }
+
     fn set(&mut self, at: usize, bytes: &[u8]) {
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }

@@ -247,7 +247,7 @@ impl<M: Model> Exam<M> {
     /// When a segment is wrong, too long or missing.
     pub fn cuts_tcp(&mut self) {
         let capabilities = self.queues().transmit[0].capabilities();
-        assert!(capabilities.tcp_v4 && capabilities.by_header);
+        assert!(capabilities.tcp_v4);
         for (ip, _, tagged) in kinds().filter(|(ip, transport, _)| {
             *transport == Transport::Tcp && (*ip == Ip::V4 || capabilities.tcp_v6)
         }) {

@@ -29,6 +29,8 @@ pub struct InProcess<M: Model> {
     gone: AtomicBool,
     removal: AtomicBool,
     shared: AtomicBool,
+    /// Nothing translates its addresses.
+    physical: AtomicBool,
     /// BARs are mapped uncached, whatever a driver wishes.
     uncached: AtomicBool,
     resets: AtomicU64,
@@ -60,6 +62,7 @@ impl<M: Model> InProcess<M> {
             gone: AtomicBool::new(false),
             removal: AtomicBool::new(false),
             shared: AtomicBool::new(false),
+            physical: AtomicBool::new(false),
             uncached: AtomicBool::new(false),
             resets: AtomicU64::new(0),
             reads: AtomicU64::new(0),
@@ -118,6 +121,11 @@ impl<M: Model> InProcess<M> {
     /// Maps BARs uncached from now on, as a kernel does that offers nothing else.
     pub fn refuse_write_combining(&self) {
         self.uncached.store(true, Ordering::Relaxed);
+    }
+
+    /// Addresses are physical ones, or no longer.
+    pub fn set_physical(&self, physical: bool) {
+        self.physical.store(physical, Ordering::Relaxed);
     }
 
     /// Function level resets so far.
@@ -207,6 +215,10 @@ impl<M: Model> DmaMap for InProcess<M> {
         // SAFETY: the caller's promise is the same.
         unsafe { self.lock().bus.map(iova, len as u64, ptr, access == DmaAccess::ReadWrite) };
         Ok(iova)
+    }
+
+    fn is_physical(&self) -> bool {
+        self.physical.load(Ordering::Relaxed)
     }
 
     fn unmap(&self, iova: u64, len: usize) {

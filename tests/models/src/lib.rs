@@ -26,6 +26,7 @@ pub mod packets;
 pub mod rate;
 pub mod rss;
 pub mod served;
+pub mod virtio;
 pub mod wire;
 pub mod work;
 

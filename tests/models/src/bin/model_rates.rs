@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use models::Exam;
 use models::rate::Rate;
+use models::virtio::{Options, VirtioNet};
 use pmd::ena::{self, Ena};
 use pmd::iavf::{self, Iavf};
 use pmd::igbvf::{self, Igbvf};
@@ -15,6 +16,7 @@ use pmd::ixgbevf::{self, Ixgbevf};
 use pmd::nfp::{self, Nfp};
 use pmd::pci::Address;
 use pmd::vf::{Place, Wishes};
+use pmd::virtio::{self, Virtio};
 
 /// Bytes of the frames.
 const SIZES: [usize; 2] = [64, 1514];
@@ -32,11 +34,27 @@ const DRIVERS: &[Driver] = &[
     ("nfp-nfdk", nfdk),
     ("iavf", iavf),
     ("iavf-700", iavf_700),
+    ("virtio-split", virtio_split),
+    ("virtio-packed", virtio_packed),
 ];
 
 fn place() -> Place {
     let Some(address) = Address::new(0, 1, 0x10, 0) else { panic!("no address") };
     Place { address, pf: None }
+}
+
+fn virtio(options: Options, size: usize, time: Duration) -> Rate {
+    let setup =
+        virtio::Setup { place: place(), wishes: Wishes::default(), patience: virtio::Patience::default() };
+    Exam::start(VirtioNet::new(options), |function| Virtio::open(function, setup)).rate(size, time)
+}
+
+fn virtio_split(size: usize, time: Duration) -> Rate {
+    virtio(Options::split(), size, time)
+}
+
+fn virtio_packed(size: usize, time: Duration) -> Rate {
+    virtio(Options::packed(), size, time)
 }
 
 fn igbvf(size: usize, time: Duration) -> Rate {

@@ -12,6 +12,7 @@ use models::iavf::{self, Iavf};
 use models::ixgbevf::{self, Ixgbevf};
 use models::nfp::{self, Nfp};
 use models::served::{Totals, serve_pair};
+use models::virtio::{self, VirtioNet};
 
 /// Brings to the standard error what the protocol's crate has to complain of.
 struct Complaints;
@@ -38,6 +39,7 @@ fn serve(name: &str, sockets: [&Path; 2], options: &[&str]) -> Option<io::Result
         "ena" => Some(serve_pair(sockets, ena::pair(options)?, Ena::command)),
         "nfp" => Some(serve_pair(sockets, nfp::pair(options)?, Nfp::command)),
         "iavf" => Some(serve_pair(sockets, iavf::pair(options)?, Iavf::command)),
+        "virtio" => Some(serve_pair(sockets, virtio::pair(options)?, VirtioNet::command)),
         _ => None,
     }
 }

@@ -1,0 +1,10 @@
+# shellcheck shell=bash source-path=SCRIPTDIR/../..
+# Linux's virtio_net drives our model of a virtio-net function, with split rings and event indices.
+# expect: mac carrier ping tcp rings vlan jumbo link reload content dmesg
+# timeout: 150
+# lab: MODEL=virtio event_idx pairs=2
+# lab: IOMMU=none
+# lab: MEM=1024
+. tests/lib/kernel_driver.sh
+. tests/lib/virtio_driver.sh
+accept_virtio
