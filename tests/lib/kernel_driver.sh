@@ -15,7 +15,7 @@ SIDES=(left right)
 LEFT=10.0.0.1 RIGHT=10.0.0.2
 MAC_LEFT=52:54:00:00:00:01 MAC_RIGHT=52:54:00:00:00:02
 LOG=/lab-out/model.log
-BYTES=$((6 << 20)) # of a transfer: thousands of frames, more than any ring has descriptors
+BYTES=$((2 << 20)) # of a transfer: more frames than any ring has descriptors
 
 in_left() { ip netns exec left "$@"; }
 in_right() { ip netns exec right "$@"; }

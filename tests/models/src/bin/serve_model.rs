@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use models::ena::{self, Ena};
 use models::iavf::{self, Iavf};
+use models::igbvf::{self, Igbvf};
 use models::ixgbevf::{self, Ixgbevf};
 use models::nfp::{self, Nfp};
 use models::served::{Totals, serve_pair};
@@ -35,6 +36,7 @@ impl log::Log for Complaints {
 /// `"NAME" => Some(serve_pair(sockets, name::pair(options)?, Name::command))`.
 fn serve(name: &str, sockets: [&Path; 2], options: &[&str]) -> Option<io::Result<[Totals; 2]>> {
     match name {
+        "igbvf" => Some(serve_pair(sockets, igbvf::pair(options)?, Igbvf::command)),
         "ixgbevf" => Some(serve_pair(sockets, ixgbevf::pair(options)?, Ixgbevf::command)),
         "ena" => Some(serve_pair(sockets, ena::pair(options)?, Ena::command)),
         "nfp" => Some(serve_pair(sockets, nfp::pair(options)?, Nfp::command)),

@@ -149,6 +149,20 @@ impl Igbvf {
         }
     }
 
+    /// Does what a script says: `link down`, `link up`, `pf reset`, `pf back`; whether it knows that.
+    pub fn command(&mut self, _: &mut Bus, words: &str) -> bool {
+        match words {
+            "link down" | "link up" => {
+                self.pf.link = words == "link up";
+                self.ping(true);
+            }
+            "pf reset" => self.pf_goes_down(),
+            "pf back" => self.pf_comes_back(),
+            _ => return false,
+        }
+        true
+    }
+
     /// Contexts that were written since the queues were switched on.
     pub fn contexts(&self) -> usize {
         self.transmit.iter().map(|queue| queue.contexts_written).sum()
@@ -163,6 +177,12 @@ impl Igbvf {
         // Full duplex, 1000 Mbit/s.
         1 | 2 << 6 | if self.pf.link { 1 << 1 } else { 0 }
     }
+}
+
+/// Two VFs, whose addresses end in 1 and 2; they have no options.
+pub fn pair(words: &[&str]) -> Option<[Igbvf; 2]> {
+    let with = |last| Pf { mac: Some([0x52, 0x54, 0, 0, 0, last]), ..Pf::default() };
+    words.is_empty().then(|| [1, 2].map(|last| Igbvf { pf: with(last), ..Igbvf::default() }))
 }
 
 /// The queue and the register of an offset among the rings' registers that begin at `first`.

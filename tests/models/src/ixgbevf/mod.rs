@@ -140,6 +140,30 @@ pub enum Wrong {
     NeverOff,
 }
 
+impl Wrong {
+    /// As scripts say it: the name above.
+    pub fn named(name: &str) -> Option<Self> {
+        use Wrong::*;
+        let all = [
+            NoWriteBack,
+            WrongDoneBit,
+            ShortLength,
+            LongLength,
+            NoLength,
+            NoEnd,
+            NotDone,
+            NoInterrupt,
+            ResetReplyWithCts,
+            NoAcknowledge,
+            OtherVerb,
+            BothVerdicts,
+            NoLink,
+            NeverOff,
+        ];
+        all.into_iter().find(|wrong| format!("{wrong:?}") == name)
+    }
+}
+
 /// Statistics, as wide as the registers.
 #[derive(Clone, Copy, Debug, Default)]
 struct Statistics {
@@ -272,7 +296,8 @@ impl Ixgbevf {
         self.ping(bus);
     }
 
-    /// Does what a script says: `link down`, `link up`, `pf reset`, `pf back`, `lose interrupts`; whether it knows that.
+    /// Does what a script says: `link down`, `link up`, `pf reset`, `pf back`, `lose interrupts`, `keep interrupts`, `right`,
+    /// `wrong NAME`; whether it knows that.
     pub fn command(&mut self, bus: &mut Bus, words: &str) -> bool {
         match words {
             "link down" => self.set_link(bus, false),
@@ -281,7 +306,11 @@ impl Ixgbevf {
             "pf back" => self.end_pf_reset(bus),
             "lose interrupts" => bus.lose_interrupts(true),
             "keep interrupts" => bus.lose_interrupts(false),
-            _ => return false,
+            "right" => self.wrong = None,
+            _ => match words.strip_prefix("wrong ").and_then(Wrong::named) {
+                Some(wrong) => self.wrong = Some(wrong),
+                None => return false,
+            },
         }
         true
     }
