@@ -124,6 +124,10 @@ impl Igbvf {
         let (name, place, mac) = (&self.place, self.place.at_pf(), grant.address.mac);
         let mut notices = agreement::notices(&self.place, &grant.address, &grant.refused_vlans);
         let wished = self.wishes.queue_pairs.get();
+        if std::ptr::eq(self.family, &RINGS_I350) {
+            let rung = Rung::Model;
+            notices.push(format!("{name}: the driver '{}' is not proven on an I350; {rung}", Self::NAME));
+        }
         if wished > self.most_pairs {
             let most = self.most_pairs;
             notices.push(format!("{name}: of the {wished} queue pairs wished for it has {most}"));

@@ -1,5 +1,5 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../../..
-# A guest that leaves its checksums and the cutting of long TCP frames to its NIC; the VF does neither, so the daemon does.
+# A guest that leaves its checksums and the cutting of long TCP frames to its NIC: the VF does both.
 # The guest is a kernel's IP stack (in a namespace) that writes frames of up to 20000 bytes, and DPDK's virtio driver, which
 # hands them on as `csum` and `tso` tell it to: without checksums, to be cut. On the far side the kernel's igbvf hands
 # every frame to one who verifies all checksums in its bytes; the kernel verifies them again.

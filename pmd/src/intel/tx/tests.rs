@@ -326,6 +326,49 @@ fn nothing_is_sent_after_abort() {
 
 proptest! {
     #[test]
+    fn no_device_makes_it_lose_a_frame_or_give_one_back_twice(
+        steps in prop::collection::vec((0u8..4, any::<u16>(), any::<u64>(), 1usize..6), 1..300)
+    ) {
+        let (mut queue, ring, pages) = reaching_queue(20);
+        let (frame, offload) = tcp(20_000, 1000);
+        let long = pages.segment(4096, frame.len() as u32);
+        long.copy_from(&frame);
+        let short = pages.segment(8192, 64);
+        let (mut given, mut back) = (Vec::new(), Vec::new());
+        for (step, slot, word, count) in steps {
+            match step {
+                0 => {
+                    let mut burst = Burst::new();
+                    for n in 0..count {
+                        let token = Token((given.len() + n) as u32);
+                        let pushed = match n % 2 {
+                            0 => burst.push_whole(short, token, Offload::NONE),
+                            _ => burst.push_whole(long, token, offload),
+                        };
+                        prop_assert!(pushed);
+                    }
+                    let Accepted::Borrowed(n) = queue.transmit(burst.frames()) else { panic!() };
+                    given.extend(burst.frames().take(n).iter().map(|(frame, _)| frame.token().0));
+                }
+                1 => back.extend(reclaimed(&mut queue)),
+                // A device that writes where it likes; every other time it says that it is done.
+                _ => {
+                    let at = (ring.base + u64::from(slot & MASK) * 16) as *mut u64;
+                    // SAFETY: the queue keeps the ring mapped; the test is single-threaded.
+                    unsafe { at.add(1).write_volatile(if step == 2 { word } else { word | 1 << 32 }) };
+                }
+            }
+        }
+        while queue.outstanding() > 0 {
+            let mut done = Completions::new();
+            queue.abort(&mut done);
+            prop_assert!(!done.is_empty());
+            back.extend(done.iter().map(|token| token.0));
+        }
+        prop_assert_eq!(back, given);
+    }
+
+    #[test]
     fn every_borrowed_frame_is_sent_whole_and_comes_back_once_in_order(
         rounds in prop::collection::vec(
             (prop::collection::vec(prop::collection::vec((0usize..9000, 1u32..1500), 1..20), 1..20), any::<bool>()), 1..60)
