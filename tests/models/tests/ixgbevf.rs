@@ -399,6 +399,23 @@ fn a_link_that_flaps_is_told_both_times() {
     exam.no_faults();
 }
 
+#[test]
+fn a_link_that_the_pf_takes_from_the_vf_is_down_until_it_gives_it_back() {
+    let mut exam = exam();
+    assert!(exam.link_comes_up());
+    for (allows_link, link) in [(false, Link::Down), (true, Link::Up { speed: Some(10_000) })] {
+        exam.function.with(|model, bus| {
+            model.options().allows_link = allows_link;
+            model.ping(bus);
+        });
+        assert!(exam.hears(|event| *event == DeviceEvent::Link(link)));
+    }
+    // Before 1.2 nobody can ask.
+    let mut exam = exam_of(Options { api: Api::V11, allows_link: false, ..options() });
+    assert!(exam.link_comes_up());
+    exam.no_faults();
+}
+
 fn rings(exam: &mut Exam<Model>, queue: usize) -> bool {
     let bell = exam.queues().receive[queue].bell().unwrap();
     let mut looked = [PollFd::from_borrowed_fd(bell.as_fd(), PollFlags::IN)];

@@ -77,6 +77,8 @@ pub struct Options {
     pub pf_jumbo: bool,
     /// The PF accepts VLAN filters.
     pub grants_vlans: bool,
+    /// The PF lets the VF have a link (`ip link set PF vf N state auto`).
+    pub allows_link: bool,
     /// Looks at VFMAILBOX that the PF lets pass before it answers.
     pub slowness: u32,
     /// Where all statistics start: they wrap.
@@ -94,6 +96,7 @@ impl Default for Options {
             pf_promiscuous: true,
             pf_jumbo: false,
             grants_vlans: true,
+            allows_link: true,
             slowness: 0,
             statistics: 0,
         }

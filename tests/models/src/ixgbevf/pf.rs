@@ -286,7 +286,7 @@ impl Pf {
                 true
             }
             GET_LINK_STATE if self.api >= Api::V12 => {
-                reply[1] = 1;
+                reply[1] = options.allows_link.into();
                 true
             }
             _ => false,
