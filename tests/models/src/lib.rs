@@ -16,6 +16,7 @@ pub mod config;
 pub mod ena;
 pub mod exam;
 pub mod fault;
+pub mod guest;
 pub mod iavf;
 pub mod igbvf;
 pub mod in_process;

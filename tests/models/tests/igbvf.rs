@@ -4,21 +4,20 @@
 
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use models::exam::{Exam, RECOVERY, numbered};
+use models::guest::Guest;
 use models::igbvf::{Igbvf as Model, Wrong};
 use models::packets::{Ip, Transport, check, packet, partial};
 use models::{Fault, InProcess};
 use pmd::igbvf::{IDS, Igbvf, Patience, Setup};
-use pmd::memory::{GuestWindow, GuestWindows};
 use pmd::pci::PciFunction;
 use pmd::vf::{Place, Vf, Wishes};
 use pmd::{
     Accepted, Armed, Burst, Checksum, Completions, Device, DeviceError, DeviceEvent, Link, MacAddress,
-    Offload, ReceiveQueue, Segment, Segmentation, Token, TransmitQueue,
+    Offload, ReceiveQueue, Segmentation, Token, TransmitQueue,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -449,50 +448,6 @@ fn it_counts_by_the_names_of_its_registers() {
     assert_eq!(counters.len(), 11);
 }
 
-/// Memory of a guest.
-struct Guest(NonNull<u8>, usize);
-
-// SAFETY: only the test's own thread touches the bytes.
-unsafe impl Send for Guest {}
-// SAFETY: as above.
-unsafe impl Sync for Guest {}
-
-impl Guest {
-    /// So many bytes, which the device of the exam reaches from now on.
-    fn of(exam: &mut Exam<Model>, len: usize) -> Arc<Self> {
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let ptr = unsafe {
-            rustix::mm::mmap_anonymous(
-                std::ptr::null_mut(),
-                len,
-                rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE,
-                rustix::mm::MapFlags::PRIVATE,
-            )
-        };
-        let guest = Arc::new(Self(NonNull::new(ptr.unwrap().cast()).unwrap(), len));
-        let map = exam.device.guest_dma().unwrap();
-        let memory = Arc::clone(&guest) as Arc<dyn std::any::Any + Send + Sync>;
-        // SAFETY: the window keeps the guest's memory, which nobody has a reference to.
-        let window = unsafe { GuestWindow::map(&map, guest.0, guest.1, memory) }.unwrap();
-        exam.queues().transmit[0].set_guest_memory(Arc::new(GuestWindows::new(vec![Arc::new(window)])));
-        guest
-    }
-
-    fn segment(&self, at: usize, bytes: &[u8]) -> Segment {
-        // SAFETY: the mapping is longer, and lives as long as the test.
-        let segment = unsafe { Segment::new(self.0.add(at), bytes.len() as u32) };
-        segment.copy_from(bytes);
-        segment
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made in `of`, which nothing uses any more.
-        let _ = unsafe { rustix::mm::munmap(self.0.as_ptr().cast(), self.1) };
-    }
-}
-
 #[test]
 fn frames_of_a_guest_are_sent_from_where_they_are_but_for_headers_that_the_device_reads() {
     let mut exam = exam();
@@ -508,12 +463,12 @@ fn frames_of_a_guest_are_sent_from_where_they_are_but_for_headers_that_the_devic
     };
     let plain = numbered(3, 1514);
     let mut burst = Burst::new();
-    assert!(burst.push_whole(guest.segment(4096, &frame), Token(1), offload));
-    assert!(burst.push_whole(guest.segment(1 << 19, &plain), Token(2), Offload::NONE));
+    assert!(burst.push_whole(guest.write(4096, &frame), Token(1), offload));
+    assert!(burst.push_whole(guest.write(1 << 19, &plain), Token(2), Offload::NONE));
     exam.function.with(|model, _| model.stalled = true);
     assert_eq!(exam.queues().transmit[0].transmit(burst.frames()), Accepted::Borrowed(2));
     // The guest thinks better of its headers: they are sent as they were checked.
-    guest.segment(4096, &[0xff; 74]);
+    guest.write(4096, &[0xff; 74]);
     exam.function.with(|model, _| model.stalled = false);
     let sent: Vec<_> = std::iter::from_fn(|| exam.function.take_sent()).collect();
     assert_eq!(sent.last(), Some(&plain));
@@ -533,7 +488,7 @@ fn borrowed_frames_come_back_from_a_device_that_stalls() {
     exam.function.with(|model, _| model.stalled = true);
     let queue = &mut exam.queues().transmit[0];
     let mut burst = Burst::new();
-    assert!(burst.push_whole(guest.segment(0, &numbered(1, 100)), Token(1), Offload::NONE));
+    assert!(burst.push_whole(guest.write(0, &numbered(1, 100)), Token(1), Offload::NONE));
     assert_eq!(queue.transmit(burst.frames()), Accepted::Borrowed(1));
     let (mut done, begin) = (Completions::new(), Instant::now());
     queue.reclaim(&mut done);

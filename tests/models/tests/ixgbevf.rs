@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 
 use models::InProcess;
 use models::exam::{Exam, RECOVERY, length, numbered};
+use models::guest::Guest;
 use models::ixgbevf::{Api, Ixgbevf as Model, Mode, Options, Part, Wrong};
 use models::packets::{Ip, Transport, check, packet, partial};
 use pmd::ixgbevf::{IDS, Ixgbevf, Patience, Setup};
 use pmd::pci::PciFunction;
 use pmd::vf::{Place, Vf, Wishes};
 use pmd::{
-    Armed, Checksum, Completions, DeviceError, DeviceEvent, Link, MacAddress, Offload, ReceiveQueue,
-    Segmentation, TransmitQueue,
+    Accepted, Armed, Burst, Checksum, Completions, DeviceError, DeviceEvent, Link, MacAddress, Offload,
+    ReceiveQueue, Segmentation, Token, TransmitQueue,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -503,6 +504,39 @@ fn borrowed_or_not_frames_come_back_from_a_port_that_is_paused() {
     exam.function.with(|model, bus| model.set_paused(bus, false));
     assert_eq!(std::iter::from_fn(|| exam.function.take_sent()).count(), taken);
     exam.sends_numbered_frames(2000, 1514);
+}
+
+#[test]
+fn frames_of_a_guest_are_sent_from_where_they_are_but_for_headers_that_the_device_reads() {
+    let mut exam = exam();
+    let guest = Guest::of(&mut exam, 1 << 20);
+    let payload: Vec<u8> = (0..60_000u32).map(|n| ((n * 13) >> 3) as u8).collect();
+    let frame = partial(Ip::V6, Transport::Tcp, 9, &payload);
+    let offload = Offload {
+        checksum: Checksum::Partial { start: 54, offset: 16 },
+        segmentation: Segmentation::TcpV6,
+        segment_size: 1428,
+        header_length: 74,
+        ..Offload::NONE
+    };
+    let plain = numbered(3, 1514);
+    let mut burst = Burst::new();
+    assert!(burst.push_whole(guest.write(4096, &frame), Token(1), offload));
+    assert!(burst.push_whole(guest.write(1 << 19, &plain), Token(2), Offload::NONE));
+    exam.function.with(|model, bus| model.set_paused(bus, true));
+    assert_eq!(exam.queues().transmit[0].transmit(burst.frames()), Accepted::Borrowed(2));
+    // The guest thinks better of its headers: they are sent as they were checked.
+    guest.write(4096, &[0xff; 74]);
+    exam.function.with(|model, bus| model.set_paused(bus, false));
+    let sent: Vec<_> = std::iter::from_fn(|| exam.function.take_sent()).collect();
+    assert_eq!(sent.last(), Some(&plain));
+    let joined: Vec<u8> =
+        sent[..sent.len() - 1].iter().flat_map(|frame| check(frame).unwrap().payload).collect();
+    assert!(joined == payload);
+    let mut done = Completions::new();
+    exam.queues().transmit[0].reclaim(&mut done);
+    assert_eq!(done[..], [Token(1), Token(2)]);
+    exam.no_faults();
 }
 
 #[test]
