@@ -22,8 +22,10 @@ pub(crate) const HUGE_PAGE: usize = 2 << 20;
 /// `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst): the page is present; its frame number.
 const PRESENT: u64 = 1 << 63;
 const FRAME: u64 = (1 << 55) - 1;
-/// Huge pages that are tried for each one that is wanted, at most.
-const GREED: usize = 8;
+/// Huge pages that are looked at for each one that is wanted, at most: others want some, too.
+const GREED: usize = 32;
+/// How many there are to look at.
+const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 
 /// What is wrong with pages as memory of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,10 +127,17 @@ impl Pages {
     /// At least `len` bytes on huge pages that follow one another in the machine's memory.
     pub(crate) fn new(len: usize, name: &str) -> Result<Self, DeviceError> {
         let wanted = len.div_ceil(HUGE_PAGE).max(1);
-        let mut tried = wanted;
+        let (mut tried, mut looked_at) = (wanted, 0);
         loop {
             let Ok(all) = Reserve::new(tried, name) else {
-                return Err(if tried == wanted { too_few(wanted) } else { too_scattered(wanted) });
+                // Not so many: all that there are, if that is more than before.
+                let free = std::fs::read_to_string(FREE).ok().and_then(|text| text.trim().parse().ok());
+                match free.filter(|free| (looked_at + 1..tried).contains(free)) {
+                    Some(free) if looked_at > 0 => tried = free,
+                    _ if looked_at > 0 => return Err(too_scattered(wanted, looked_at)),
+                    _ => return Err(too_few(wanted)),
+                }
+                continue;
             };
             let entries = pagemap(all.ptr.as_ptr(), tried, HUGE_PAGE).map_err(|cause| unreadable(&cause))?;
             let frames: Result<Vec<u64>, Unfit> = entries.into_iter().map(frame).collect();
@@ -142,9 +151,9 @@ impl Pages {
                 });
             }
             if tried >= GREED * wanted {
-                return Err(too_scattered(wanted));
+                return Err(too_scattered(wanted, tried));
             }
-            tried *= 2;
+            (looked_at, tried) = (tried, tried * 2);
         }
     }
 }
@@ -156,10 +165,10 @@ fn too_few(wanted: usize) -> DeviceError {
     ))
 }
 
-fn too_scattered(wanted: usize) -> DeviceError {
+fn too_scattered(wanted: usize, looked_at: usize) -> DeviceError {
     DeviceError::NotReady(format!(
-        "without an IOMMU the device needs {wanted} huge pages in a row, and those that are free do not follow one another; \
-         reserve more, and before memory is in pieces: hugepages=64 on the kernel command line"
+        "without an IOMMU the device needs {wanted} huge pages in a row, and of the {looked_at} that are free not so many \
+         follow one another; reserve more, and before memory is in pieces: hugepages=64 on the kernel command line"
     ))
 }
 
@@ -297,7 +306,7 @@ mod tests {
             too_few(3).to_string().contains("3 free huge pages")
                 && too_few(3).to_string().contains("nr_hugepages")
         );
-        assert!(too_scattered(3).to_string().contains("hugepages=64 on the kernel command line"));
+        assert!(too_scattered(3, 9).to_string().contains("hugepages=64 on the kernel command line"));
     }
 
     /// Needs no huge page: the mapping's own pages, which are ordinary ones, one at a time.

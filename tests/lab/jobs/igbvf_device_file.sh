@@ -42,6 +42,9 @@ chown 0 "$(node "$VF0")" /dev/iommu
 
 start_responder "$VF0" --by-group > /dev/null
 check by_group has_open "/dev/vfio/$group"
+# The answers may have come from the other VF.
+ip neigh flush dev vf1
+within 20 answers > /dev/null
 check ping_by_group pings 100
 stop_responder > /dev/null
 # Who may open the group alone is served by the group.
@@ -51,6 +54,7 @@ user "$TARGET/vf_probe" "$VF0" > "$OUT/user_probe.log" 2>&1
 check user_by_group says user_probe "node=/dev/vfio/$group"
 
 start_responder "$VF0" > /dev/null
+within 20 answers > /dev/null
 check ping_again pings 50
 spawn flood ping -f "$PEER"
 check kernel_goes_on timeout 20 bash -c "echo 0 > /sys/class/net/$PF/device/sriov_numvfs"

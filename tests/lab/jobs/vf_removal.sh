@@ -1,8 +1,9 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../../..
 # VF0 - relay 1 - DPDK's virtio_user as the VM. The VFs are switched off under traffic: the kernel goes on, the relay waits for a
-# device, the VM keeps its NIC, and the same relay takes the VF when it is back. Then the VF alone is unplugged.
+# device, the VM keeps its NIC, and the same relay takes the VF when it is back. Then the VF alone is taken from vfio-pci, and
+# at last the whole NIC leaves the bus.
 # expect: ping kernel_goes_on.1 told.1 relay_waits.1 back.1 kernel_goes_on.2 told.2 relay_waits.2 back.2
-# expect: unplugged told.3 relay_waits.3 back.3 nothing_left_open daemon_unharmed daemon_stops
+# expect: unbound told.3 relay_waits.3 nothing_left_open back.3 unplugged told.4 relay_waits.4 back.4 daemon_unharmed daemon_stops
 # timeout: 300
 . tests/lab/relay.sh
 
@@ -24,11 +25,16 @@ for i in 1 2; do
     check "relay_waits.$i" within 10 waits
     check "back.$i" come_back
 done
-# The function alone is unplugged, by the bus.
-check unplugged timeout 30 bash -c "echo 1 > /sys/bus/pci/devices/$VF0/remove"
+check unbound timeout 30 bash -c "echo $VF0 > /sys/bus/pci/drivers/vfio-pci/unbind"
 check told.3 within 10 told 3
 check relay_waits.3 within 10 waits
 check nothing_left_open [ -z "$(find "/proc/$daemon/fd" -lname '*vfio*')" ]
 check back.3 come_back
+check unplugged timeout 30 bash -c "echo 1 > /sys/class/net/$PF/device/remove"
+check told.4 within 10 told 4
+check relay_waits.4 within 10 waits
+echo 1 > /sys/bus/pci/rescan
+within 20 compgen -G '/sys/class/net/*/device/sriov_totalvfs' > /dev/null
+check back.4 come_back
 check daemon_unharmed unharmed daemon "$daemon"
 check daemon_stops ends_well daemon TERM 10

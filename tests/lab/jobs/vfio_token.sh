@@ -2,7 +2,7 @@
 # A PF in the hands of VFIO: its VFs are opened with the token that the PF's user has set, and with no other. A token that is
 # configured and not asked for does no harm. MSI-X interrupts by kind and number, and a write-combining BAR, on the way.
 # expect: not_asked_for interrupts each_rings too_many address_width write_combining mapped_so uncached_after_that
-# expect: token_missing token_wrong token_right token_of_daemon
+# expect: pf_is_held token_missing token_wrong token_right token_of_daemon
 # timeout: 120
 . tests/lab/responder.sh
 
@@ -19,7 +19,7 @@ probe "$VF0" --igbvf > "$OUT/probe.log" 2>&1
 check interrupts [ "$(grep -c '^interrupts: \([0-9]\) of \1$' "$OUT/probe.log")" = 5 ]
 check each_rings probed '^rung: \[\[0\], \[1\], \[2\]\]'
 check too_many probed "^too many: $VF0 has 3 MSI-X interrupts, and 2000 are wanted"
-check address_width probed '^no memory below 22 bits: no room'
+check address_width probed '^no memory below 20 bits: no room'
 
 # The kernel's own list of what is mapped how.
 mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug
@@ -46,7 +46,7 @@ for vf in "$VF1" "$VF0"; do
 done
 echo 0 > "/sys/bus/pci/devices/$pf/sriov_numvfs"
 bind_vfio "$pf"
-spawn holder python3 - "$pf" $token <<'PY'
+cat > /tmp/holder.py <<'PY'
 import ctypes, fcntl, os, struct, sys, time, uuid
 pf, token = sys.argv[1], uuid.UUID(sys.argv[2])
 group = os.path.basename(os.readlink(f"/sys/bus/pci/devices/{pf}/iommu_group"))
@@ -59,7 +59,8 @@ fcntl.ioctl(device, 0x3b75, struct.pack("II", 24, 1 << 17) + token.bytes)
 print("holding", flush=True)
 time.sleep(600)
 PY
-within 20 says holder '^holding' > /dev/null
+spawn holder python3 /tmp/holder.py "$pf" $token
+check pf_is_held within 20 says holder '^holding'
 echo 1 > "/sys/bus/pci/devices/$pf/sriov_numvfs"
 within 5 [ -e "/sys/bus/pci/devices/$VF0" ] > /dev/null
 bind_vfio "$VF0"

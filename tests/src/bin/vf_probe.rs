@@ -81,13 +81,15 @@ fn main() -> Result<(), Failure> {
         }
         None => None,
     };
-    for bits in [40, 32, 22] {
+    for bits in [40, 32, 20] {
         function.set_dma_bits(bits);
         match DmaMemory::new(Arc::clone(&function) as Arc<dyn pmd::memory::DmaMap>, 1 << 20, "probe") {
             Ok(memory) => println!("memory below {bits} bits, {} bytes", memory.len()),
             Err(error) => println!("no memory below {bits} bits: {error}"),
         }
     }
+    // An interrupt is a write of the function to memory.
+    function.set_bus_master(true)?;
     for count in [1, 3, 2, 0, 3] {
         let bells = function.interrupts(count)?;
         println!("interrupts: {} of {count}", bells.len());
