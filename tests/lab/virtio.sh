@@ -13,10 +13,10 @@ pair() {
     printf -v far '0000:00:%02x.0' $((0x11 + 2 * $1))
     shift 2
     netdev=$(basename "$(echo "/sys/bus/pci/devices/$far"/virtio*/net/*)")
-    # Several jobs may share the machine: it is found as the one before has left it.
+    # Several jobs may share the machine: it is found as the one before has left it, with its addresses.
+    for i in /sys/bus/virtio/drivers/virtio_net/*/net/*; do ip addr flush dev "$(basename "$i")"; done
     ip link set "$netdev" down
     [ "$netdev" = "$name" ] || ip link set "$netdev" name "$name"
-    ip addr flush dev "$name"
     ip link set "$name" mtu 9000 up
     for i in "$@"; do
         case $i in *:*) ip -6 addr add "$i" dev "$name" nodad;; *) ip addr add "$i" dev "$name";; esac
@@ -25,7 +25,8 @@ pair() {
 }
 
 # every_kind COUNT: the driver alone answers the kernel's virtio_net, through each pair of the machine in turn: a split
-# ring, a packed one, and a packed one that is used in order
+# ring, a packed one, and a packed one that is used in order (of 256 descriptors: with 1024, QEMU before 10.1 loses a frame
+# of several buffers that goes around the ring's end, and every frame after it)
 every_kind() {
     local kind n=0
     load_any_vfio

@@ -12,6 +12,11 @@
 //! has the same physical address. Received frames may be left to be cut and summed up by their taker; frames to be sent are
 //! copied behind a virtio-net header.
 //!
+//! Proven on rung L3: it works in a machine on functions that QEMU makes up, through VFIO and a VT-d IOMMU, against Linux's
+//! `virtio_net` (`tests/lab/jobs/virtio_*.sh`), and on L1 against our own model (`tests/models/tests/virtio.rs`), which has
+//! what QEMU's does not: notifications with data, receive-side scaling, devices that use their rings in any order, and wrong
+//! ones. It was never on a NIC.
+//!
 //! What it does not do: it borrows no frames; it asks for no interrupt of its configuration, which is looked at every 50 ms.
 
 mod capabilities;
@@ -290,7 +295,7 @@ impl Virtio {
 
 impl VfDriver for Virtio {
     const NAME: &'static str = "virtio";
-    const RUNG: Rung = Rung::Model;
+    const RUNG: Rung = Rung::ForeignModel;
 
     fn agree(&mut self) -> Result<Agreed, DeviceError> {
         self.transport.reset(self.setup.patience.reset).map_err(|cause| self.refusal(cause))?;
