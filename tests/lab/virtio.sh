@@ -25,8 +25,8 @@ pair() {
 }
 
 # every_kind COUNT: the driver alone answers the kernel's virtio_net, through each pair of the machine in turn: a split
-# ring, a packed one, and a packed one that is used in order (of 256 descriptors: with 1024, QEMU before 10.1 loses a frame
-# of several buffers that goes around the ring's end, and every frame after it)
+# ring, a packed one, and a packed one that is used in order (of 256 descriptors: with 1024, QEMU 10.0 was seen to receive
+# nothing more after a frame of several buffers that goes around the ring's end: it looks behind its own list there)
 every_kind() {
     local kind n=0
     load_any_vfio
