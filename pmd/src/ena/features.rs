@@ -317,6 +317,23 @@ impl Hints {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn whatever_a_device_offers_entries_have_room_for_descriptors_and_a_header(
+            words in prop::collection::vec(prop_oneof![any::<u32>(), 0u32..16], 16)
+        ) {
+            let mut reply = [0; 16];
+            reply.copy_from_slice(&words);
+            if let Some((layout, _)) = LlqLayout::choose(&reply) {
+                prop_assert!(layout.before_header * 16 + layout.max_header() <= layout.entry);
+                prop_assert!(layout.max_header() > 0 && layout.per_entry > 0 && layout.entry <= 256);
+                prop_assert!(layout.entries(7) >= 1 && layout.entries(7) <= 7);
+            }
+            let _ = (Limits::of(&reply), Limits::of_extended(&reply), Attributes::of(&reply));
+        }
+    }
 
     fn llq(entry: u16, before: u16, stride: u16, flags: u16, burst: u16) -> Reply {
         let mut reply = [0; 16];

@@ -754,8 +754,8 @@ impl VfDriver for Ena {
         let _ = self.statistics.update(&mut self.admin, &self.mmio);
         let read = self.statistics.read();
         DeviceStatistics {
-            rx_errors: read.rx_errors + self.receive.errors.load(Ordering::Relaxed),
-            tx_errors: read.tx_errors + self.transmit.errors.load(Ordering::Relaxed),
+            rx_errors: self.receive.errors.load(Ordering::Relaxed),
+            tx_errors: read.tx_errors.saturating_add(self.transmit.errors.load(Ordering::Relaxed)),
             ..read
         }
     }

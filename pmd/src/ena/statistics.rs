@@ -37,7 +37,8 @@ struct Counter {
 
 impl Counter {
     fn update(&mut self, now: u64) {
-        self.sum += now.checked_sub(self.last).unwrap_or(now);
+        // Nothing that a device counts makes the sum go around.
+        self.sum = self.sum.saturating_add(now.checked_sub(self.last).unwrap_or(now));
         self.last = now;
     }
 }
@@ -111,7 +112,7 @@ impl Statistics {
             rx_frames,
             rx_bytes,
             // It depends on the generation which of the two counts what finds no buffer.
-            rx_missed: rx_drops + rx_overruns,
+            rx_missed: rx_drops.saturating_add(rx_overruns),
             rx_errors: 0,
             tx_frames,
             tx_bytes,
@@ -131,5 +132,23 @@ impl Statistics {
                 .map(|(n, (name, counter))| (*name, if n == LEVEL { counter.last } else { counter.sum })),
         );
         named
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_goes_on_over_resets_and_never_goes_around() {
+        let mut counter = Counter::default();
+        [5, 9, 2, u64::MAX, 0, u64::MAX].into_iter().for_each(|now| counter.update(now));
+        assert_eq!(counter.sum, u64::MAX);
+        let mut statistics = Statistics::default();
+        statistics.basic[3].update(7);
+        statistics.restart();
+        statistics.basic[3].update(8);
+        statistics.basic.iter_mut().skip(4).for_each(|counter| counter.update(u64::MAX));
+        assert_eq!((statistics.read().rx_frames, statistics.read().rx_missed), (15, u64::MAX));
     }
 }

@@ -196,7 +196,7 @@ impl Ena {
         reply(&[
             (2, (number + u32::from(FIRST_COMPLETIONS)) | u32::from(depth) << 16),
             (3, super::NUMA + 4 * number),
-            (5, super::UNMASK + 4 * number),
+            (5, super::UNMASK + 4 * vector.map_or(0, u32::from)),
         ])
     }
 
@@ -295,7 +295,7 @@ impl Ena {
         let depth = u32::from(settings.depth);
         let halves = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;
         // Meta descriptors included; and buffers of a frame that arrives.
-        let descriptors = halves(17, 8);
+        let descriptors = halves(super::transmit::MOST_DESCRIPTORS, super::receive::MOST_BUFFERS);
         match feature {
             feature::ATTRIBUTES => {
                 let [a, b, c, d, e, f] = settings.mac;

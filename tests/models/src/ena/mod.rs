@@ -17,7 +17,7 @@ use crate::fault::Fault;
 use crate::model::{Model, Size};
 use admin::Admin;
 use events::Events;
-use queue::{Completions, Submissions};
+use queue::{Completions, Line, Submissions};
 
 /// Amazon.
 const VENDOR: u16 = 0x1d0f;
@@ -77,6 +77,8 @@ pub struct Ena {
     layout: Option<Layout>,
     submissions: Vec<Option<Submissions>>,
     completions: Vec<Option<Completions>>,
+    /// Interrupts of completion queues, by vector; the first is that of the admin queue.
+    lines: Vec<Line>,
     /// Frames that are to be completed: queue and id.
     waiting: Vec<(usize, u16)>,
     /// The device's memory, and which of its words were written since it took them last.
@@ -107,6 +109,7 @@ impl Ena {
             layout: None,
             submissions: (0..queues).map(|_| None).collect(),
             completions: (0..queues).map(|_| None).collect(),
+            lines: vec![Line::MASKED; usize::from(settings.pairs) + 1],
             waiting: Vec::new(),
             memory: Vec::new(),
             written: Vec::new(),
@@ -201,6 +204,7 @@ impl Ena {
         self.layout = None;
         self.submissions.iter_mut().for_each(|queue| *queue = None);
         self.completions.iter_mut().for_each(|queue| *queue = None);
+        self.lines.fill(Line::MASKED);
         self.waiting.clear();
         self.written.fill(false);
         self.table.clear();
@@ -293,16 +297,30 @@ impl Ena {
 
     fn write_queue_register(&mut self, bus: &mut Bus, offset: u32, value: u32) {
         let number = ((offset & 0xfff) / 4) as usize;
-        let wrong = self.wrong;
-        let completions = self.completions.get_mut(number).and_then(Option::as_mut);
-        match (offset & 0xf000, completions) {
-            (DOORBELL, _) => match self.submissions.get(number).and_then(Option::as_ref) {
+        let is_completions = self.completions.get(number).is_some_and(Option::is_some);
+        let is_vector = self.completions.iter().flatten().any(|queue| queue.vector == Some(number as u16));
+        match offset & 0xf000 {
+            DOORBELL => match self.submissions.get(number).and_then(Option::as_ref) {
                 Some(queue) if queue.direction == 2 => self.take_buffers(bus, number, value),
                 _ => self.transmit(bus, number, value),
             },
-            (UNMASK, Some(completions)) => completions.unmask(bus, value, wrong),
-            (NUMA, Some(_)) => {}
+            // All queues of a vector have this register.
+            UNMASK if is_vector => {
+                if value >> 30 & 1 != 0 && self.wrong != Some(Wrong::NoInterrupt) {
+                    self.lines[number].unmask(bus, number as u16);
+                }
+            }
+            NUMA if is_completions => {}
             _ => bus.fault(Fault::Access { bar: 0, offset: offset.into(), size: 4, write: true }),
+        }
+    }
+
+    /// Writes a completion, and interrupts for it.
+    fn write_to(&mut self, bus: &mut Bus, number: usize, entry: Vec<u8>) {
+        let Some(queue) = self.completions.get_mut(number).and_then(Option::as_mut) else { return };
+        queue.write(bus, entry, self.wrong);
+        if let Some(vector) = queue.vector.filter(|_| self.wrong != Some(Wrong::NoInterrupt)) {
+            self.lines[usize::from(vector)].happened(bus, vector);
         }
     }
 }
@@ -353,7 +371,7 @@ impl Model for Ena {
 }
 
 /// Two of them, for a wire between: of a generation (`first`, `nitro`, `newest`; the last where nothing is said), with
-/// `pairs=N` queues each way, and at most `keep-alive=MS` between two keep-alives.
+/// `all-offloads`, `pairs=N` queues each way, and at most `keep-alive=MS` between two keep-alives.
 pub fn pair(words: &[&str]) -> Option<[Ena; 2]> {
     let mut settings = Settings::newest();
     for word in words {
@@ -361,6 +379,7 @@ pub fn pair(words: &[&str]) -> Option<[Ena; 2]> {
             ("first", _) => Settings::first(),
             ("nitro", _) => Settings::nitro(),
             ("newest", _) => Settings::newest(),
+            ("all-offloads", _) => Settings { transmit_offloads: 0xff, ..settings },
             (_, Some(("pairs", count))) => Settings { pairs: count.parse().ok()?, ..settings },
             (_, Some(("keep-alive", limit))) => {
                 Settings { hints: [0, limit.parse().ok()?, 0, 0], ..settings }

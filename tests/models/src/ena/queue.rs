@@ -3,6 +3,38 @@
 use super::settings::Wrong;
 use crate::bus::Bus;
 
+/// An interrupt of completion queues, which may share it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Line {
+    /// It interrupts when it is unmasked, and masks itself then.
+    masked: bool,
+    /// Something was written since it interrupted.
+    pending: bool,
+}
+
+impl Line {
+    pub const MASKED: Self = Self { masked: true, pending: false };
+
+    /// A completion was written.
+    pub fn happened(&mut self, bus: &mut Bus, vector: u16) {
+        self.pending = true;
+        self.interrupt(bus, vector);
+    }
+
+    /// The driver unmasks it.
+    pub fn unmask(&mut self, bus: &mut Bus, vector: u16) {
+        self.masked = false;
+        self.interrupt(bus, vector);
+    }
+
+    fn interrupt(&mut self, bus: &mut Bus, vector: u16) {
+        if self.pending && !self.masked {
+            (self.masked, self.pending) = (true, false);
+            bus.raise(vector);
+        }
+    }
+}
+
 /// A completion ring.
 #[derive(Debug)]
 pub(super) struct Completions {
@@ -10,21 +42,17 @@ pub(super) struct Completions {
     pub depth: u16,
     /// Bytes of an entry.
     pub size: usize,
-    vector: Option<u16>,
+    pub vector: Option<u16>,
     /// Written so far.
     count: u16,
-    /// It interrupts when it is unmasked, and masks itself then.
-    masked: bool,
-    /// Something was written since it interrupted.
-    pending: bool,
 }
 
 impl Completions {
     pub fn new(base: u64, depth: u16, size: usize, vector: Option<u16>) -> Self {
-        Self { base, depth, size, vector, count: 0, masked: true, pending: false }
+        Self { base, depth, size, vector, count: 0 }
     }
 
-    /// Writes an entry, whose phase is the bit 24 of the word at byte `phase_word`, which goes last.
+    /// Writes an entry, whose phase is the bit 24 of its first word, which goes last.
     pub fn write(&mut self, bus: &mut Bus, mut entry: Vec<u8>, wrong: Option<Wrong>) {
         let phase = self.count & self.depth == 0 || wrong == Some(Wrong::Phase);
         entry[3] = entry[3] & !1 | u8::from(phase);
@@ -42,27 +70,6 @@ impl Completions {
             bus.dma_write(at, &entry[..4]);
         }
         self.count = self.count.wrapping_add(1);
-        self.pending = true;
-        if wrong != Some(Wrong::NoInterrupt) {
-            self.interrupt(bus);
-        }
-    }
-
-    fn interrupt(&mut self, bus: &mut Bus) {
-        if let (Some(vector), false, true) = (self.vector, self.masked, self.pending) {
-            (self.masked, self.pending) = (true, false);
-            bus.raise(vector);
-        }
-    }
-
-    /// The driver writes the register of the interrupt.
-    pub fn unmask(&mut self, bus: &mut Bus, value: u32, wrong: Option<Wrong>) {
-        if value >> 30 & 1 != 0 {
-            self.masked = false;
-            if wrong != Some(Wrong::NoInterrupt) {
-                self.interrupt(bus);
-            }
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::work;
 const FIRST: u32 = 1 << 26;
 const LAST: u32 = 1 << 27;
 /// Buffers of a frame, at most.
-const MOST_BUFFERS: usize = 8;
+pub(super) const MOST_BUFFERS: u16 = 8;
 
 impl Ena {
     /// The driver says that it has given buffers up to `tail`.
@@ -86,7 +86,7 @@ impl Ena {
         let Some(queue) = self.submissions.get_mut(number).and_then(Option::as_mut) else { return false };
         let mut parts = Vec::new();
         let mut left = frame;
-        for buffer in queue.buffers.iter().take(MOST_BUFFERS) {
+        for buffer in queue.buffers.iter().take(MOST_BUFFERS.into()) {
             let (part, rest) = left.split_at(left.len().min(buffer.len));
             parts.push((*buffer, part));
             left = rest;
@@ -118,9 +118,7 @@ impl Ena {
             let offset = if wrong == Some(Wrong::Offset) { 2u32 << 16 } else { 0 };
             let words = [status, len as u32 & 0xffff | u32::from(id) << 16, hash, offset];
             let entry = words.map(u32::to_le_bytes).concat();
-            if let Some(completions) = self.completions.get_mut(completions).and_then(Option::as_mut) {
-                completions.write(bus, entry, wrong);
-            }
+            self.write_to(bus, completions, entry);
         }
         self.counters.received += 1;
         self.counters.received_bytes += frame.len() as u64;

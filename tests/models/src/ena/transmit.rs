@@ -10,8 +10,9 @@ const META: u32 = 1 << 23;
 const FIRST: u32 = 1 << 26;
 const LAST: u32 = 1 << 27;
 const COMPLETION_REQUEST: u32 = 1 << 28;
-/// Descriptors of a frame, at most.
-const MOST_DESCRIPTORS: usize = 17;
+/// Descriptors of a frame, at most, as drivers are told. Linux's does not count the meta descriptor among them, which the
+/// specification does: so one more is let through.
+pub(super) const MOST_DESCRIPTORS: u16 = 17;
 /// Bytes of headers, at most, where descriptors are in memory of the host.
 const MOST_HEADER: usize = 96;
 /// Frames that are completed together, the last first.
@@ -207,7 +208,7 @@ impl Ena {
         request: &Request,
     ) -> Result<(), String> {
         let count = request.descriptors.len();
-        if count > MOST_DESCRIPTORS {
+        if count > usize::from(MOST_DESCRIPTORS) + 1 {
             return Err(format!("a frame of {count} descriptors"));
         }
         for (n, words) in request.descriptors.iter().enumerate() {
@@ -290,10 +291,7 @@ impl Ena {
         entry[..2].copy_from_slice(&id.to_le_bytes());
         entry[2] = u8::from(self.troubles.send_errors);
         entry[6..].copy_from_slice(&queue.head.to_le_bytes());
-        let wrong = self.wrong;
-        if let Some(completions) = self.completions.get_mut(queue.completions).and_then(Option::as_mut) {
-            completions.write(bus, entry, wrong);
-        }
+        self.write_to(bus, queue.completions, entry);
     }
 
     /// Does what is asked for, and puts the frame on the wire.
