@@ -75,7 +75,12 @@ pub fn shake(channel: &mut Channel, request: Request<'_>) -> Result<Grant, Chann
     channel.reset()?;
     greet(channel)?;
 
-    let answer = channel.ask(verb::GET_VF_RESOURCES, &words::resources(capability::WANTED))?;
+    let mut get = |wanted| channel.ask(verb::GET_VF_RESOURCES, &words::resources(wanted));
+    let answer = match get(capability::WANTED) {
+        // A PF that shares its port with others refuses everything to a VF that wants to be polled.
+        Err(ChannelError::Refused(..)) => get(capability::WANTED & !capability::POLLING)?,
+        answer => answer?,
+    };
     let resources = words::read_resources(&answer).ok_or(ChannelError::Nonsense(verb::GET_VF_RESOURCES))?;
     channel.set_advanced_speed(resources.capabilities & capability::ADVANCED_SPEED != 0);
     let mut refused = Vec::new();

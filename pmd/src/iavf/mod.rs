@@ -22,6 +22,7 @@ mod handshake;
 mod registers;
 mod rx;
 mod statistics;
+mod told;
 mod tx;
 mod virtchnl;
 
@@ -42,7 +43,7 @@ use crate::registers::{ALL_ONES, Caching, Registers};
 use crate::vf::{Agreed, Place, Rung, Vf, VfDriver, Wishes};
 use admin::{AdminError, AdminQueue};
 use channel::{Channel, ChannelError};
-use handshake::{Grant, Refusal, Request};
+use handshake::{Grant, Request};
 use registers::*;
 use rx::{Bell, ReceiveCounters, ReceiveMemory};
 use statistics::Statistics;
@@ -141,66 +142,6 @@ impl Iavf {
         Vf::open(function, &setup.place, driver)
     }
 
-    fn error(&self, cause: ChannelError) -> DeviceError {
-        let (place, pf) = (&self.place, self.place.pf());
-        match cause {
-            _ if cause.is_gone() => DeviceError::NotFound(format!(
-                "{place} does not answer: it has left the machine, or its memory is disabled; see dmesg"
-            )),
-            ChannelError::Version(..) => {
-                DeviceError::Unsupported(format!("{place}: {cause}; use another driver for the PF {pf}"))
-            }
-            ChannelError::Refused(verb::ADD_ETH_ADDR, _) => DeviceError::NotReady(format!(
-                "{place}: the PF gave the VF no address and refuses one drawn by lot; give it one: \
-                 ip link set {} mac MAC",
-                self.place.at_pf()
-            )),
-            ChannelError::Refused(..) | ChannelError::Nonsense(_) => DeviceError::Failed(format!(
-                "{place}: {cause}; see dmesg for what the driver of the PF {pf} says"
-            )),
-            cause => DeviceError::NotReady(format!(
-                "{place}: {cause}; its interface must be up, with the kernel's driver: ip link set {pf} up"
-            )),
-        }
-    }
-
-    fn notice(&self, grant: &Grant, refusal: &Refusal) -> String {
-        let (name, place, mac) = (&self.place, self.place.at_pf(), grant.mac);
-        match refusal {
-            Refusal::Mac(wished) => format!(
-                "{name}: the PF refuses {wished} and keeps {mac}, because it was given that one; change it there: \
-                 ip link set {place} mac {wished}"
-            ),
-            Refusal::Unicast => format!(
-                "{name}: the PF refuses promiscuous mode, so only frames for {mac} and for groups arrive; give the VM \
-                 that address, or the VF the VM's: ip link set {place} mac MAC; or let the VF see everything: \
-                 ip link set {place} trust on"
-            ),
-            Refusal::Multicast => format!(
-                "{name}: the PF refuses to deliver all multicast groups, so only common ones and that of the IPv6 \
-                 address made of {mac} arrive; let the VF see everything: ip link set {place} trust on"
-            ),
-            Refusal::Pairs => format!(
-                "{name}: {} queue pairs are wanted and {} used: the VF has {} and {} interrupts; give it more, where the \
-                 PF can: devlink or the driver's parameters",
-                self.wishes.queue_pairs, grant.pairs, grant.resources.pairs, grant.resources.vectors
-            ),
-            Refusal::Rss => format!(
-                "{name}: the PF does not spread frames over queues, so one queue pair is used; a newer driver of the \
-                 PF may do it"
-            ),
-            Refusal::Vlans => format!(
-                "{name}: the PF refuses frames of VLANs {:?}; it has put the VF into a VLAN of its own, or has no room \
-                 for so many: ip link set {place} vlan 0, or ip link set {place} trust on",
-                self.wishes.vlans
-            ),
-            Refusal::WriteBack => format!(
-                "{name}: the PF offers nothing for VFs that are polled, so frames may wait up to 50 ms where few come; a \
-                 newer driver of the PF offers it"
-            ),
-        }
-    }
-
     fn agreement(&self) -> Result<&Grant, DeviceError> {
         self.grant
             .as_ref()
@@ -262,7 +203,7 @@ impl Iavf {
     }
 
     fn ask(&mut self, verb: u32, data: &[u8]) -> Result<Vec<u8>, DeviceError> {
-        self.channel.ask(verb, data).map_err(|cause| self.error(cause))
+        self.channel.ask(verb, data).map_err(|cause| told::error(&self.place, cause))
     }
 
     fn select(&self, pairs: u16) -> Vec<u8> {
@@ -333,27 +274,15 @@ impl VfDriver for Iavf {
                 if !cause.is_gone() {
                     self.channel.close();
                 }
-                return Err(self.error(cause));
+                return Err(told::error(&self.place, cause));
             }
         };
         self.random_mac = grant.random_mac.then_some(grant.mac);
-        let mut notices: Vec<String> =
-            grant.refused.iter().map(|refusal| self.notice(&grant, refusal)).collect();
-        if grant.random_mac {
-            notices.push(format!(
-                "{}: the PF gave the VF no address; it uses {}, drawn by lot, until it is opened anew; set one: \
-                 ip link set {} mac {}",
-                self.place,
-                grant.mac,
-                self.place.at_pf(),
-                grant.mac
-            ));
-        }
         let agreed = Agreed {
             mac: grant.mac,
             max_frame: grant.resources.longest_frame - FCS,
             filters_by_mac: true,
-            notices,
+            notices: told::notices(&self.place, &self.wishes, &grant),
         };
         self.grant = Some(grant);
         let request = self.select(0);

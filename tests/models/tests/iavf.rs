@@ -14,7 +14,8 @@ use pmd::iavf::{Iavf, Patience, Setup};
 use pmd::pci::PciFunction;
 use pmd::vf::{Place, Vf, Wishes};
 use pmd::{
-    Armed, Checksum, Device, DeviceError, DeviceEvent, Link, MacAddress, Offload, ReceiveQueue, Segmentation,
+    Armed, Caching, Checksum, Device, DeviceError, DeviceEvent, Link, MacAddress, Offload, ReceiveQueue,
+    Segmentation,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -124,6 +125,13 @@ fn l1_without_any_write_back_frames_wait_for_the_next_look_at_the_slow_side() {
 }
 
 #[test]
+fn l1_a_pf_that_shares_its_port_does_not_want_polling() {
+    let mut exam = exam_with(Options { several_functions: true, ..Options::series_700() }, Wishes::default());
+    assert!(exam.link_comes_up() && told(&mut exam, "frames may wait up to 50 ms"));
+    exam.sends_numbered_frames(100, 1514);
+}
+
+#[test]
 fn l1_checksums_are_filled_in_and_tcp_is_cut() {
     for options in kinds() {
         let mut exam = exam_with(options, Wishes::default());
@@ -230,8 +238,9 @@ fn l1_flows_are_spread_over_queues_and_each_stays_on_one() {
         let mut exam = exam_with(options, pairs(4));
         assert_eq!((exam.queues().receive.len(), exam.queues().transmit.len()), (4, 4));
         let mut used = [0; 4];
-        for port in 0..64 {
-            let frame = packet(Ip::V4, Transport::Tcp, port, b"flow");
+        for flow in 0..64u16 {
+            // All bits of the port differ: the hash is linear, and its key drawn by lot.
+            let frame = packet(Ip::V4, Transport::Tcp, flow.wrapping_mul(40_503), b"flow");
             for _ in 0..4 {
                 exam.function.arrive(frame.clone());
             }
@@ -643,6 +652,37 @@ fn l1_dropping_it_quiets_it_and_unmaps_all() {
     assert_eq!(function.with(|model, _| model.queues_on()), 0);
     drop(queues);
     assert_eq!((function.mappings(), function.take_faults()), (0, Vec::new()));
+}
+
+// What the model notices.
+
+#[test]
+fn l1_the_model_notices_what_is_forbidden() {
+    let forbidden: [(u32, u32, &str); 11] = [
+        (0x0000, 1024, "tail 1024 of transmit queue 0"),
+        (0x0000, 1, "0 bytes at 0x0"),
+        (0x0004, 1, "transmit queue 1, which is off"),
+        (0x2000, 4096, "tail 4096 of receive queue 0"),
+        (0x3800, 1 << 18, "reserved bits"),
+        (0x383c, 1, "there is none"),
+        (0x6400, 3, "head of an admin ring is moved"),
+        (0x8400, 32, "admin tail 32"),
+        (0x8000, 1 << 20, "admin ring length"),
+        (0x7c00, 4, "not aligned"),
+        (0x1000, 0, "no register 0x1000"),
+    ];
+    for (register, value, words) in forbidden {
+        let exam = exam();
+        let registers = Arc::clone(&exam.function).bar(0, 0, 0x10000, Caching::Uncached).unwrap();
+        registers.write(register, value);
+        let faults = exam.function.take_faults();
+        assert!(faults.iter().any(|fault| fault.to_string().contains(words)), "{register:#x}: {faults:?}");
+    }
+    let exam = exam();
+    let registers = Arc::clone(&exam.function).bar(0, 0, 0x10000, Caching::Uncached).unwrap();
+    registers.read16(0x8800);
+    registers.read(0x9000);
+    assert_eq!(exam.function.take_faults().len(), 2);
 }
 
 // Devices that are wrong.

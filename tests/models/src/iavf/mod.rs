@@ -81,6 +81,8 @@ pub struct Options {
     pub promiscuous: Promiscuous,
     /// The PF's operator has set the address, and no other one is taken.
     pub fixed_mac: bool,
+    /// Several PFs share the port, and refuse all to a VF that wants to be polled, as Linux's `i40e` does.
+    pub several_functions: bool,
     /// Tags are taken out of frames, and nobody can change that.
     pub keeps_stripping: bool,
     /// Tagged frames pass only for VLANs that were asked for.
@@ -104,6 +106,7 @@ impl Default for Options {
             formats: 1 << 1 | 1 << 2,
             promiscuous: Promiscuous::Granted,
             fixed_mac: false,
+            several_functions: false,
             keeps_stripping: false,
             filters_vlans: false,
             speed: 25_000,
@@ -389,23 +392,35 @@ impl Iavf {
     }
 }
 
-/// Descriptors that are finished and not written back.
+/// A descriptor that is finished and not written back.
+#[derive(Debug)]
+struct Finished {
+    address: u64,
+    /// What it was when it was read: until it is written back, it is the device's.
+    before: Vec<u8>,
+    /// What it becomes, from its first byte on.
+    words: Vec<u64>,
+}
+
+/// All of them.
 #[derive(Debug, Default)]
-struct Held(Vec<(u64, Vec<u64>)>);
+struct Held(Vec<Finished>);
 
 impl Held {
     /// Descriptors that fill a cache line and are written back together, however long the others wait.
     const TOGETHER: usize = 4;
 
-    /// Finishes the descriptor at `address`: its words from there on, the one that says so last.
-    fn finish(&mut self, address: u64, words: Vec<u64>) {
-        self.0.push((address, words));
+    fn finish(&mut self, finished: Finished) {
+        self.0.push(finished);
     }
 
     /// Writes back: all, or only as many as do not wait for company. Whether there were any.
     fn flush(&mut self, bus: &mut Bus, all: bool) -> bool {
         let count = if all { self.0.len() } else { self.0.len() / Self::TOGETHER * Self::TOGETHER };
-        for (address, words) in self.0.drain(..count) {
+        for Finished { address, before, words } in self.0.drain(..count) {
+            if bus.dma_get(address, before.len()) != before {
+                bus.broken(format!("the descriptor at {address:#x} is written to while the device has it"));
+            }
             // The second word is what drivers look at.
             for n in (0..words.len()).filter(|n| *n != 1).chain([1]) {
                 if let Some(word) = words.get(n) {

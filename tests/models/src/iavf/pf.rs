@@ -257,7 +257,7 @@ impl Iavf {
         }
         match verb {
             1 => self.version(data),
-            3 => Ok(self.resources(data)),
+            3 => self.resources(data),
             6 => self.config_queues(bus, data),
             7 => self.map_interrupts(bus, data),
             8 | 9 => self.enable(bus, data, verb == 8),
@@ -298,18 +298,19 @@ impl Iavf {
         Ok([major.to_le_bytes(), minor.min(word32(data, 4)).to_le_bytes()].concat())
     }
 
-    fn resources(&mut self, data: &[u8]) -> Vec<u8> {
+    fn resources(&mut self, data: &[u8]) -> Answer {
         let asked = word32(data, 0);
+        if self.options.several_functions && asked & POLLING != 0 {
+            return Err(PARAM);
+        }
         let mut granted = self.options.capabilities & asked;
         if granted & VLAN_V2 != 0 {
             granted &= !VLAN;
         }
-        if granted & WRITE_BACK != 0 {
-            granted &= !POLLING;
-        }
         self.vf.stage = Stage::Known;
         self.vf.capabilities = granted;
-        self.interrupts.polling = granted & POLLING != 0;
+        // The 800 series' PF grants it and does nothing for it: interrupt 0 is not for queues there.
+        self.interrupts.polling = granted & (POLLING | WRITE_BACK) == POLLING;
         let (told, pairs) = match self.wrong {
             Some(Wrong::TooGenerous) => (granted | 0x0010_0040, 200),
             _ => (granted, self.options.pairs),
@@ -327,7 +328,7 @@ impl Iavf {
         answer.extend(6u32.to_le_bytes());
         answer.extend([0, 0]);
         answer.extend(self.options.mac.unwrap_or_default());
-        answer
+        Ok(answer)
     }
 
     /// The longest frame with FCS.

@@ -1,8 +1,10 @@
 //! Receive queues.
 
+use std::collections::VecDeque;
+
 use super::frames::look;
 use super::pf::{RECEIVE_DISCARDS, RECEIVED};
-use super::{Held, Iavf, MOST_PAIRS, Wrong};
+use super::{Finished, Held, Iavf, MOST_PAIRS, Wrong};
 use crate::bus::Bus;
 use crate::rss::{Flow, toeplitz};
 
@@ -19,6 +21,9 @@ pub struct Receive {
     flexible: bool,
     /// Of the next descriptor that is filled.
     head: u32,
+    /// Of the next descriptor that the driver gives, and what those said that it gave.
+    given: u32,
+    promised: VecDeque<Vec<u8>>,
     /// As it was written.
     pub tail: u32,
     pub enabled: bool,
@@ -47,8 +52,8 @@ impl Receive {
     }
 
     pub fn switch(&mut self, bus: &mut Bus, number: usize, on: bool) {
-        self.enabled = on;
-        self.head = 0;
+        (self.enabled, self.head, self.given) = (on, 0, 0);
+        self.promised.clear();
         self.held = Held::default();
         if on {
             self.give(bus, number, self.tail);
@@ -63,6 +68,10 @@ impl Receive {
             return bus.broken(format!("tail {tail} of receive queue {number} with {}", self.count));
         }
         self.tail = tail;
+        while self.enabled && self.given != tail & !7 {
+            self.promised.push_back(bus.dma_get(self.base + 32 * u64::from(self.given), 16));
+            self.given = (self.given + 1) % self.count;
+        }
     }
 
     /// Descriptors that the device has: the lower bits of the tail are ignored.
@@ -77,6 +86,9 @@ impl Receive {
         for (n, part) in frame.chunks(self.buffer).enumerate() {
             let at = self.base + 32 * u64::from(self.head);
             let given = bus.dma_get(at, 16);
+            if self.promised.pop_front().as_ref() != Some(&given) {
+                bus.broken(format!("receive descriptor {} is written to while the device has it", self.head));
+            }
             let word = |n: usize| {
                 given[8 * n..8 * n + 8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
             };
@@ -95,7 +107,7 @@ impl Receive {
                 Some(Wrong::WrongDone) => words.map(|word| word & !1),
                 _ => words,
             };
-            self.held.finish(at, words.to_vec());
+            self.held.finish(Finished { address: at, before: given, words: words.to_vec() });
             self.head = (self.head + 1) % self.count;
         }
     }

@@ -1,7 +1,7 @@
 //! Transmit queues.
 
 use super::pf::{SEND_ERRORS, SENT};
-use super::{Held, Iavf, Wrong};
+use super::{Finished, Held, Iavf, Wrong};
 use crate::bus::Bus;
 use crate::work::{Lengths, cut_tcp, fill_ipv4, fill_over_partial, pseudo};
 
@@ -117,7 +117,7 @@ impl Iavf {
             return Ok(());
         }
         if command & REPORT != 0 && !silent {
-            queue.held.finish(at, vec![0, 0xf]);
+            queue.held.finish(Finished { address: at, before: bytes.to_vec(), words: vec![0, 0xf] });
         }
         let frames = std::mem::take(&mut queue.frame).finish(longest)?;
         for mut frame in frames {
