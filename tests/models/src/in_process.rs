@@ -129,6 +129,8 @@ impl<M: Model> InProcess<M> {
     /// Addresses are physical ones, or no longer.
     pub fn set_physical(&self, physical: bool) {
         self.physical.store(physical, Ordering::Relaxed);
+    }
+
     /// Memory is found at this address and above, as in a space that is almost used up.
     pub fn lend_from(&self, first: u64) {
         let mut free = self.iova.lock().unwrap_or_else(PoisonError::into_inner);
