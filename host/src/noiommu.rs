@@ -128,7 +128,7 @@ mod tests {
             (hosts::prepared(), "has an IOMMU"),
             (Recorded::new().loaded("vfio"), "CONFIG_VFIO_NOIOMMU"),
             (Recorded::new(), "modules of the running kernel"),
-            (Recorded::new().loaded("vfio").with(SWITCH, "N\n").as_user(), "sudo"),
+            (Recorded::new().loaded("vfio").with(SWITCH, "N\n").without_root(), "sudo"),
         ] {
             let error = enable(&recorded.machine(), false).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");

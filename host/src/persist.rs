@@ -173,7 +173,7 @@ mod tests {
         for (recorded, count, words) in [
             (hosts::i350(), 8, "1 to 7"),
             (hosts::i350(), 0, "vfs forget eno1"),
-            (hosts::i350().as_user(), 2, "sudo"),
+            (hosts::i350().without_root(), 2, "sudo"),
         ] {
             let error = persist(&recorded.machine(), &eno1(), count).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");

@@ -368,7 +368,7 @@ mod tests {
         refused(&bare, create(&bare, "0000:77:00.0", 1), &["no PCI device 0000:77:00.0", "lspci -D"]);
         let no_sriov = Recorded::new().function("0000:02:00.0", "8086:100e", "e1000", None);
         refused(&no_sriov, create(&no_sriov, "0000:02:00.0", 1), &["no SR-IOV", "BIOS"]);
-        let user = hosts::bare().as_user();
+        let user = hosts::bare().without_root();
         refused(&user, create(&user, "eth0", 1), &["only root", "sudo"]);
         let with_vf = hosts::bare().vfs(PF, 1);
         refused(&with_vf, create(&with_vf, VF, 1), &["is itself a VF, of 0000:01:00.0"]);
@@ -443,7 +443,7 @@ mod tests {
         let recorded = hosts::bare().vfs(PF, 1).forgetful();
         let error = set(&recorded.machine(), address(VF), &mac("52:54:00:00:00:01")).unwrap_err().to_string();
         assert!(error.contains("shows something else") && error.contains("MAC not set"), "{error}");
-        let recorded = hosts::bare().vfs(PF, 1).as_user();
+        let recorded = hosts::bare().vfs(PF, 1).without_root();
         let error = set(&recorded.machine(), address(VF), &mac("52:54:00:00:00:01")).unwrap_err().to_string();
         assert!(error.contains("sudo"), "{error}");
     }

@@ -53,10 +53,10 @@ fn a_function_is_taken_by_driver_override_alone_and_given_back_to_its_driver() {
 
 #[test]
 fn already_bound_is_success_for_anybody_and_changes_nothing() {
-    let recorded = hosts::prepared().function(VF, "8086:1520", "vfio-pci", Some(31)).as_user();
+    let recorded = hosts::prepared().function(VF, "8086:1520", "vfio-pci", Some(31)).without_root();
     assert!(try_bind(&recorded, &[VF]).unwrap()[0].is_unchanged());
     assert_eq!(recorded.written(), [""; 0]);
-    let recorded = host().as_user();
+    let recorded = host().without_root();
     assert!(unbind(&recorded.machine(), &[address(VF)], None, None).unwrap()[0].is_unchanged());
 }
 
@@ -118,7 +118,7 @@ fn without_a_group_only_in_no_iommu_mode() {
 
 #[test]
 fn who_may_not_is_told_and_nothing_changes() {
-    refused(&host().as_user(), &[VF], &["only root", "sudo"]);
+    refused(&host().without_root(), &[VF], &["only root", "sudo"]);
     refused(&host().read_only(), &[VF], &["driver_override", "read-only", "remount,rw"]);
     refused(&host(), &["0000:99:00.0"], &["no PCI device 0000:99:00.0"]);
     refused(&host(), &["0000:00:01.0"], &["is a bridge"]);

@@ -108,7 +108,7 @@ impl Recorded {
     }
 
     /// Not root.
-    pub(crate) fn as_user(self) -> Self {
+    pub(crate) fn without_root(self) -> Self {
         self.state().not_root = true;
         self
     }
