@@ -1,6 +1,7 @@
 //! Making VFs, removing them, and what their PF sets for them.
 
 use std::fs;
+use std::io;
 use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -167,7 +168,7 @@ fn may_change(
 fn change(machine: &Machine, pf: &PhysicalFunction, count: u32) -> Result<(), HostError> {
     let file = Machine::device(pf.function.address, "sriov_numvfs");
     if pf.num_vfs > 0 {
-        machine.write(&file, "0")?;
+        take_away(machine, pf, &file)?;
     }
     if count == 0 {
         return Ok(());
@@ -186,6 +187,21 @@ fn change(machine: &Machine, pf: &PhysicalFunction, count: u32) -> Result<(), Ho
          pci=assign-busses on the kernel line, or fewer VFs, may help",
         pf.name()
     )))
+}
+
+/// With --force somebody may still hold a VF; then the kernel waits until it is let go.
+fn take_away(machine: &Machine, pf: &PhysicalFunction, file: &str) -> Result<(), HostError> {
+    let written = machine.kernel().write_in_time(&machine.file(file), "0", machine.patience());
+    match written {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(HostError::Failed(format!(
+            "the VFs of {} did not go within {} s: somebody holds one (port_control vfs list), and the kernel goes on \
+             waiting for whoever it is; end that, and look again",
+            pf.name(),
+            machine.patience().as_secs()
+        ))),
+        Err(error) => Err(HostError::writing(&machine.file(file), &error)),
+    }
 }
 
 /// A PF that is down answers no VF, and addresses are best set after its link is there.
@@ -396,6 +412,13 @@ mod tests {
         refused(&vm, remove(&vm.machine(), &name("eth0"), false, None), &["process 4711 (qemu-system-x86)"]);
         let changed = remove(&up.machine(), &name("eth0"), true, None).unwrap();
         assert_eq!(changed.pf.num_vfs, 0);
+    }
+
+    #[test]
+    fn vfs_that_somebody_holds_though_forced_are_waited_for_no_longer_than_the_limit() {
+        let recorded = hosts::bare().vfs(PF, 1).stubborn("0000:01:00.0");
+        let error = remove(&recorded.machine(), &name("eth0"), true, None).unwrap_err().to_string();
+        assert!(error.contains("did not go within") && error.contains("vfs list"), "{error}");
     }
 
     #[test]

@@ -22,15 +22,23 @@ tells() {
 advice() { host doctor | paste -sd ' '; return 0; }
 pci() { basename "$(readlink "/sys/bus/pci/devices/$1/$2")"; }
 
-# bare_host: nothing is prepared; sets PF (netdev) and PFA (its address)
+# bare_host: nothing is prepared, whatever job was before; sets PF (netdev) and PFA (its address)
 bare_host() {
-    local dev
+    local dev vf
     modules
     for dev in /sys/class/net/*; do
         if [ -e "$dev/device/sriov_totalvfs" ]; then PF=$(basename "$dev"); fi
     done
     PFA=$(basename "$(readlink "/sys/class/net/$PF/device")")
     ip link set lo up
+    for vf in "/sys/class/net/$PF/device"/virtfn*; do
+        if [ -e "$vf/driver" ]; then basename "$(readlink "$vf")" > "$vf/driver/unbind"; fi
+    done
+    ip link set "$PF" down
+    echo 0 > "/sys/class/net/$PF/device/sriov_numvfs"
+    echo 1 > "/sys/class/net/$PF/device/sriov_drivers_autoprobe"
+    unload_vfio
+    if [ -e /sys/module/igbvf ]; then rmmod igbvf; fi
 }
 
 # make_and_set: two VFs with addresses; sets VF0 and VF1; then loads igbvf, as udev would

@@ -40,7 +40,7 @@ struct State {
     read_only: bool,
     /// Modules that can be loaded.
     modules: BTreeSet<String>,
-    /// Drivers that do not let go of a device.
+    /// Drivers that do not let go of a device, and PFs whose VFs do not go.
     stubborn: BTreeSet<String>,
     /// Drivers that refuse every device.
     refusing: BTreeSet<String>,

@@ -2,6 +2,7 @@
 # The walk behind a virtio-iommu, which remaps no interrupts: VFIO has to be told that this is accepted, as the doctor says.
 # expect: doctor_names_interrupts created set bound traffic doctor_warns_of_interrupts unbound unbound_works
 # lab: IOMMU=virtio
+# nightly
 # timeout: 240
 . tests/lab/walk.sh
 

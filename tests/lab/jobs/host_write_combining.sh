@@ -4,6 +4,7 @@
 # and hold registers, stay uncached, and the VF works under the same module.
 # expect: created set bound listed_bound listed_is_write_combined unlisted_is_uncached traffic
 # lab: QEMU=-object memory-backend-ram,id=shm,size=1M,share=on -device ivshmem-plain,memdev=shm,addr=0x10
+# nightly
 # timeout: 240
 . tests/lab/walk.sh
 
