@@ -5,8 +5,11 @@ use crate::machine::Machine;
 
 const SUBJECT: &str = "IOMMU";
 const INTERRUPTS: &str = "interrupt remapping";
-/// Taken by VFIO in place of interrupt remapping.
-const UNSAFE_INTERRUPTS: &str = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
+/// Taken by VFIO in place of interrupt remapping: for groups, and for device files.
+const UNSAFE_INTERRUPTS: [&str; 2] = [
+    "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
+    "/sys/module/iommufd/parameters/allow_unsafe_interrupts",
+];
 
 pub(super) fn examine(patient: &Patient) -> Vec<Item> {
     let machine = patient.machine;
@@ -97,7 +100,7 @@ fn interrupts(machine: &Machine) -> Item {
     if machine.groups() == 0 {
         return Item::ok(INTERRUPTS, "off, as is the IOMMU");
     }
-    if machine.text(UNSAFE_INTERRUPTS).as_deref() == Some("Y") {
+    if UNSAFE_INTERRUPTS.iter().any(|switch| machine.text(switch).as_deref() == Some("Y")) {
         return Item::warning(
             INTERRUPTS,
             "off, and VFIO is told to do without: a VF could raise any interrupt",
@@ -106,5 +109,8 @@ fn interrupts(machine: &Machine) -> Item {
     }
     Item::failure(INTERRUPTS, "off; VFIO opens no device without it")
         .mended_by("turn x2APIC and interrupt remapping on in the firmware; no nointremap on the kernel line")
-        .mended_by(format!("or, if whoever uses the VFs is trusted: modprobe vfio_iommu_type1 && echo Y > {UNSAFE_INTERRUPTS}"))
+        .mended_by(format!(
+            "or, if whoever uses the VFs is trusted: modprobe vfio_iommu_type1 && echo Y > {}",
+            UNSAFE_INTERRUPTS[0]
+        ))
 }

@@ -10,7 +10,7 @@ pub(super) fn examine(patient: &Patient) -> Vec<Item> {
     vec![hugepages(patient.machine), locked(patient)]
 }
 
-/// VMs may have them; the daemon works without.
+/// VMs may have them; the daemon works without, but for no-IOMMU mode, where a device finds memory by its physical address.
 fn hugepages(machine: &Machine) -> Item {
     let folder = "/sys/kernel/mm/hugepages";
     let sizes = machine.names(folder).into_iter().filter_map(|name| {
@@ -20,6 +20,15 @@ fn hugepages(machine: &Machine) -> Item {
         (all > 0).then(|| format!("{all} of {} ({free} free)", shown(size)))
     });
     let sizes: Vec<String> = sizes.collect();
+    let small = format!("{folder}/hugepages-2048kB");
+    if machine.noiommu_is_on() && machine.number(format!("{small}/nr_hugepages")).unwrap_or(0) == 0 {
+        return Item::failure(
+            "hugepages",
+            "none of 2 MiB; a VF without an IOMMU needs some that follow one another",
+        )
+        .mended_by("at boot: hugepages=64 on the kernel line")
+        .mended_by(format!("now, as long as memory is not in pieces: echo 64 > {small}/nr_hugepages"));
+    }
     let mounts = machine.text("/proc/mounts").unwrap_or_default();
     let mounts: Vec<&str> = mounts
         .lines()

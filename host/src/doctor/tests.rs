@@ -131,8 +131,10 @@ fn a_cloud_instance_in_no_iommu_mode_is_warned_of_it() {
     let findings = examine_(&hosts::ena(), &silent());
     says(&findings, "IOMMU", Status::Warning, &["no-IOMMU mode", "all memory"]);
     says(&findings, "no-IOMMU mode", Status::Warning, &["ON"]);
+    says(&findings, "hugepages", Status::Failure, &["follow one another", "hugepages=64", "echo 64 >"]);
     says(&findings, "VF 0000:00:06.0", Status::Ok, &["1d0f:ec20 vfio-pci, no IOMMU group"]);
-    assert_eq!(findings.status, Status::Warning);
+    let paged = hosts::ena().with("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "64\n");
+    assert_eq!(examine_(&paged, &silent()).status, Status::Warning);
 }
 
 #[test]

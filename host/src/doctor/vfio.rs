@@ -22,6 +22,8 @@ fn modules(machine: &Machine) -> Item {
             ("vfio_iommu_type1", "dma_entry_limit"),
             ("vfio_pci", "disable_idle_d3"),
             ("vfio_pci", "enable_sriov"),
+            // Of packaging/vfio-wc.
+            ("vfio_pci_core", "wc_devices"),
         ] {
             if let Some(value) = machine.text(format!("/sys/module/{module}/parameters/{parameter}")) {
                 found.push(format!("{module}.{parameter}={value}"));

@@ -14,6 +14,7 @@ load_vfio
 refused no_group_refused 'no IOMMU group.*noiommu enable' host bind "$VF0"
 check enabled_loudly tells 'WARNING.*' host noiommu enable
 check bound tells "$VF0 taken from igbvf, now with vfio-pci" host bind "$VF0"
+hugepages 64
 kernel_vf "$VF1" vf1 10.0.0.2/24 fd00::2/64
 forward
 check doctor_warns exits 1 host doctor
