@@ -304,9 +304,13 @@ fn give_back(machine: &Machine, function: &Function, driver: Option<&str>) -> Re
         return Ok(Moved { address, from: function.driver.clone(), to: function.driver.clone() });
     }
     let record = format!("{TAKEN}/{address}");
-    let taken_from = machine.text(&record).filter(|driver| !driver.is_empty());
     let alias = || machine.kernel().module_for(&machine.text(Machine::device(address, "modalias"))?);
-    let to = driver.map(str::to_owned).or(taken_from).or_else(alias);
+    let to = match (driver, machine.text(&record)) {
+        (Some(driver), _) => Some(driver.to_owned()),
+        // It had none.
+        (None, Some(driver)) => Some(driver).filter(|driver| !driver.is_empty()),
+        (None, None) => alias(),
+    };
     match &to {
         Some(to) => {
             if !machine.exists(format!("/sys/bus/pci/drivers/{to}")) {
@@ -321,7 +325,7 @@ fn give_back(machine: &Machine, function: &Function, driver: Option<&str>) -> Re
             }
             hand_over(machine, address, function.driver.as_deref(), to)?;
         }
-        // Nobody knows a driver for it: without one it harms nobody.
+        // It had none, or nobody knows one: it harms nobody so.
         None => let_go(machine, address, VFIO_PCI)?,
     }
     machine.write(Machine::device(address, "driver_override"), "\n")?;

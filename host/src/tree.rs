@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(
             list(hosts::ena()),
             "0000:00:05.0 ens5  ena  no group  no relay  (no PF in this machine)\n\
-             0000:00:06.0  vfio-pci  no group  no relay  (no PF in this machine)\n"
+             0000:00:06.0  vfio-pci  group 0  no relay  (no PF in this machine)\n"
         );
         assert_eq!(list(Recorded::new()), "no function of this machine can have VFs, and it has none\n");
     }

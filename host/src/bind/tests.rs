@@ -152,6 +152,8 @@ fn it_is_given_back_to_the_driver_that_is_named_or_that_its_kind_has() {
     assert_eq!(give(&by_kind, None).unwrap()[0].to.as_deref(), Some("igbvf"));
     let unknown = held();
     assert_eq!((give(&unknown, None).unwrap()[0].to.as_deref(), unknown.driver_of(VF)), (None, None));
+    let had_none = held().with(&format!("/run/port_control/taken/{VF}"), "").loadable(&["igbvf"]);
+    assert_eq!(give(&had_none, None).unwrap()[0].to, None);
     let error = give(&held(), Some("nosuch")).unwrap_err().to_string();
     assert!(error.contains("no such driver") && error.contains("--driver NAME"), "{error}");
 }

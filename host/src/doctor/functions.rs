@@ -60,11 +60,13 @@ fn virtual_function(machine: &Machine, vf: &VirtualFunction) -> Item {
     if function.driver.as_deref() != Some(VFIO_PCI) {
         return Item::ok(subject, found);
     }
-    if let Err(error) = machine.sysfs().ready(address)
-        && !(function.group.is_none() && machine.noiommu_is_on())
-    {
+    if let Err(error) = machine.sysfs().ready(address) {
         let item = Item::failure(subject, format!("{found}: {error}"));
         return match function.group {
+            // VFIO makes one in no-IOMMU mode, for those that it gets from then on.
+            None if machine.noiommu_is_on() => {
+                item.mended_by(format!("port_control unbind {address} && port_control bind {address}"))
+            }
             None => item.mended_by("see IOMMU above"),
             Some(_) => item.mended_by(format!("port_control bind {}", texts(function))),
         };

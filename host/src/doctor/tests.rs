@@ -132,9 +132,21 @@ fn a_cloud_instance_in_no_iommu_mode_is_warned_of_it() {
     says(&findings, "IOMMU", Status::Warning, &["no-IOMMU mode", "all memory"]);
     says(&findings, "no-IOMMU mode", Status::Warning, &["ON"]);
     says(&findings, "hugepages", Status::Failure, &["follow one another", "hugepages=64", "echo 64 >"]);
-    says(&findings, "VF 0000:00:06.0", Status::Ok, &["1d0f:ec20 vfio-pci, no IOMMU group"]);
+    says(&findings, "VF 0000:00:06.0", Status::Ok, &["1d0f:ec20 vfio-pci, alone in group 0"]);
     let paged = hosts::ena().with("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "64\n");
     assert_eq!(examine_(&paged, &silent()).status, Status::Warning);
+}
+
+#[test]
+fn a_vf_that_vfio_had_before_no_iommu_mode_was_on_has_to_be_bound_again() {
+    let recorded = hosts::ena().function("0000:00:07.0", "1d0f:ec20", "vfio-pci", None);
+    let findings = examine_(&recorded, &silent());
+    says(
+        &findings,
+        "VF 0000:00:07.0",
+        Status::Failure,
+        &["unbind 0000:00:07.0 && port_control bind 0000:00:07.0"],
+    );
 }
 
 #[test]

@@ -113,5 +113,6 @@ pub(crate) fn ena() -> Recorded {
             "/proc/net/route",
             "Iface Destination Gateway Flags RefCnt Use Metric Mask\nens5 00000000 01001FAC 0003 0 0 512 00000000 0 0 0\n",
         )
-        .function("0000:00:06.0", "1d0f:ec20", "vfio-pci", None)
+        .function("0000:00:06.0", "1d0f:ec20", "vfio-pci", Some(0))
+        .with("/sys/kernel/iommu_groups/0/name", "vfio-noiommu\n")
 }
