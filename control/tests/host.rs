@@ -63,7 +63,9 @@ fn looking_works_without_root_and_without_a_daemon() {
     let daemon = findings["items"].as_array().unwrap().last().unwrap();
     assert_eq!((daemon["subject"].as_str(), daemon["status"].as_str()), (Some("daemon"), Some("warning")));
     let said = house.port_control("vfs list --json");
-    assert!(serde_json::from_str::<serde_json::Value>(&said.stdout).unwrap()["physical_functions"].is_array());
+    assert!(
+        serde_json::from_str::<serde_json::Value>(&said.stdout).unwrap()["physical_functions"].is_array()
+    );
     assert!(house.port_control("noiommu status").stdout.starts_with("no-IOMMU mode is "));
 }
 
