@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use forwarder::config::{Command, CommandLine, Config, Locations, LogLevel, Machine};
+use forwarder::config::{Command, CommandLine, Config, Locations, LogLevel, Machine, Options};
 use tracing_subscriber::EnvFilter;
 
 /// `EX_CONFIG` of `sysexits.h`: to start again does not help.
@@ -16,7 +16,14 @@ fn main() -> ExitCode {
     let command_line = CommandLine::parse();
     let result = match &command_line.command {
         Some(Command::Demo { seconds }) => demo(Duration::from_secs(*seconds)),
-        None => serve(&command_line),
+        Some(Command::Bind { options }) => prepared(options, |config| {
+            let failures = forwarder::service::bind(config);
+            Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }),
+        None => prepared(&command_line.options, |config| {
+            forwarder::service::run(config)?;
+            Ok(ExitCode::SUCCESS)
+        }),
     };
     result.unwrap_or_else(|error| {
         eprintln!("virtio-forwarder: {error:#}");
@@ -32,8 +39,12 @@ fn demo(time: Duration) -> anyhow::Result<ExitCode> {
     Ok(if summary.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn serve(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
-    let loaded = Config::load(&command_line.options, &Locations::default(), &Machine::this());
+/// Reads the configuration, opens the log, and goes on.
+fn prepared(
+    options: &Options,
+    go_on: impl FnOnce(&Config) -> anyhow::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
+    let loaded = Config::load(options, &Locations::default(), &Machine::this());
     let (config, notices) = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
@@ -49,8 +60,7 @@ fn serve(command_line: &CommandLine) -> anyhow::Result<ExitCode> {
     for notice in notices {
         notice.log();
     }
-    forwarder::service::run(&config)?;
-    Ok(ExitCode::SUCCESS)
+    go_on(&config)
 }
 
 /// The log goes to standard error, where systemd takes it up; it adds the time itself. `RUST_LOG` goes before the level.

@@ -1,15 +1,18 @@
 //! The life of the daemon: start, serve, stop.
 //!
 //! ```text
-//!   workers → relays → sockets → control socket → devices given at start → READY=1 → … → SIGTERM →
+//!   workers → relays → sockets → control socket → functions bound, devices given at start → READY=1 → … → SIGTERM →
 //!   control socket closed → guests disconnected → devices quiet → workers ended
 //! ```
 
+use std::collections::BTreeSet;
+use std::slice;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
 use control::server::Server;
+use host::{Address, Machine};
 use pmd::VfOptions;
 use relay::Relay;
 use relay::guest::endpoint::Endpoint;
@@ -61,6 +64,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         config.cpus,
         begin.elapsed().as_secs_f64() * 1e3
     );
+    bind(config);
     for InitialDevice { relay, device } in &config.devices {
         // As in the C daemon a device that is not there does not keep the others from being served.
         if let Err(problem) = forwarder.add(*relay, device, false) {
@@ -84,6 +88,31 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     drop(workers);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Hands to vfio-pci what the configuration lists; returns how many targets could not be had. As with devices, one that is
+/// not there does not keep the others from being served.
+pub fn bind(config: &Config) -> usize {
+    let machine = Machine::default();
+    let resolved: Vec<_> =
+        config.bind.iter().map(|target| host::bind::resolve(&machine, slice::from_ref(target))).collect();
+    let together: BTreeSet<Address> = resolved.iter().flatten().flatten().copied().collect();
+    let mut failures = 0;
+    for functions in resolved {
+        match functions.and_then(|functions| host::bind::bind(&machine, &functions, &together)) {
+            Ok(moved) => {
+                for moved in moved.iter().filter(|moved| !moved.is_unchanged()) {
+                    let from = moved.from.as_deref().unwrap_or("no driver");
+                    tracing::info!("{} taken from {from} and handed to vfio-pci", moved.address);
+                }
+            }
+            Err(error) => {
+                failures += 1;
+                tracing::error!("bind-vfio-pci: {error}");
+            }
+        }
+    }
+    failures
 }
 
 /// Raises the number of open files to what the system allows: each VM brings tens of eventfds and memory regions, and one

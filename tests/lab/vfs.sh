@@ -6,6 +6,7 @@
 #   allow_no_iommu    functions without an IOMMU may be handed out, too (needs `# lab: VFIO=rebuilt`)
 #   bind_vfio ADDR... hand PCI functions to vfio-pci, whatever drives them now
 #   kernel_vf ADDR NETDEV CIDR...  hand a VF to the kernel's igbvf and give it a name and addresses
+#   modules           modprobe finds the modules of the running kernel
 #   hugepages N       N pages of 2 MiB, and hugetlbfs on /dev/hugepages
 
 # The order matters: VFs first, PF up second, wait for link, MACs third, VF drivers last. Any other order leaves the
@@ -89,6 +90,11 @@ kernel_vf() {
     done
     echo "no carrier on $name" >&2
     return 1
+}
+
+modules() {
+    mkdir -p /lib/modules
+    ln -sfn "$LAB_MODULES/$(uname -r)" "/lib/modules/$(uname -r)"
 }
 
 hugepages() {

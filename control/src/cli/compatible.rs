@@ -102,7 +102,7 @@ pub(super) fn port_control(args: &[OsString]) -> Result<Invocation, Refusal> {
     let args = PortControl::try_parse_from(args)?;
     let style = Style::Compatible;
     let verb = verb(&args).map_err(|reason| Refusal::Reason(reason, style))?;
-    Ok(Invocation { socket: args.socket.control_socket, verb, style })
+    Ok(Invocation::Daemon { socket: args.socket.control_socket, verb, style })
 }
 
 fn verb(args: &PortControl) -> Result<Verb, String> {
@@ -155,7 +155,7 @@ pub(super) fn statistics(args: &[OsString]) -> Result<Invocation, Refusal> {
         include_inactive: args.include_inactive,
         delay: Duration::from_millis(args.delay),
     };
-    Ok(Invocation { socket: args.socket.control_socket, verb, style })
+    Ok(Invocation::Daemon { socket: args.socket.control_socket, verb, style })
 }
 
 #[cfg(test)]

@@ -5,9 +5,11 @@
 //!   port_control add …                     native ──┐
 //!   virtioforwarder_port_control.py add …  compatible ├─▶ Verb ──▶ Client ──▶ Outcome ──▶ report (Style)
 //!   virtioforwarder_stats.py …             compatible ┘
+//!   port_control doctor …                  native ──▶ HostVerb, on this machine
 //! ```
 
 mod compatible;
+mod host;
 mod legacy_text;
 mod native;
 mod python_float;
@@ -20,14 +22,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::client::Client;
+use host::HostVerb;
 use report::Style;
 use verb::Verb;
 
 /// What the words on the command line mean.
-struct Invocation {
-    socket: PathBuf,
-    verb: Verb,
-    style: Style,
+enum Invocation {
+    /// Something is asked of the daemon.
+    Daemon { socket: PathBuf, verb: Verb, style: Style },
+    /// Something is asked of this machine; the daemon's socket, and whether to print JSON.
+    Host { socket: PathBuf, verb: HostVerb, json: bool },
 }
 
 /// What follows from words that ask for nothing to be done.
@@ -59,7 +63,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         _ => native::parse(&args),
     };
     match invocation {
-        Ok(Invocation { socket, verb, style }) => style.report(verb.run(&Client::new(socket))),
+        Ok(Invocation::Daemon { socket, verb, style }) => style.report(verb.run(&Client::new(socket))),
+        Ok(Invocation::Host { socket, verb, json }) => host::run(verb, &socket, json),
         Err(Refusal::Usage(error)) => {
             // Nothing can be done if the terminal is gone.
             let _ = error.print();

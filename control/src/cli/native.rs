@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::host::HostVerb;
 use super::report::Style;
 use super::verb::Verb;
 use super::{Invocation, Refusal};
 use crate::api::{AddDevice, DEFAULT_SOCKET, DeviceSpec, PciAddress, RemoveDevice};
 
-/// Adds devices to the relays of virtio-forwarder, removes them, and shows what the relays do.
+/// Adds devices to the relays of virtio-forwarder, removes them, shows what the relays do, and prepares this machine.
 #[derive(Parser)]
 #[command(name = "port_control", version)]
 struct CommandLine {
@@ -84,6 +85,8 @@ enum Words {
         #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(0..=10_000))]
         delay: u64,
     },
+    #[command(flatten)]
+    Host(HostVerb),
 }
 
 #[derive(Args)]
@@ -135,6 +138,9 @@ pub(super) fn parse(args: &[OsString]) -> Result<Invocation, Refusal> {
             let device = pci_addr.map(DeviceSpec::Vf).or(device);
             Verb::Remove { id: relay.virtio_id, request: RemoveDevice { device, conditional } }
         }
+        Words::Host(verb) => {
+            return Ok(Invocation::Host { socket: common.control_socket, verb, json: common.json });
+        }
         Words::QueryPci { vhost_path } => Verb::QueryPci { vhost_path },
         Words::List { virtio_id } => Verb::List { id: virtio_id },
         Words::Stats { virtio_id, include_inactive, delay } => {
@@ -142,7 +148,7 @@ pub(super) fn parse(args: &[OsString]) -> Result<Invocation, Refusal> {
         }
     };
     let style = if common.json { Style::Json } else { Style::Native };
-    Ok(Invocation { socket: common.control_socket, verb, style })
+    Ok(Invocation::Daemon { socket: common.control_socket, verb, style })
 }
 
 #[cfg(test)]

@@ -143,7 +143,7 @@ fn json_failure(failure: &Failure, problem: Option<&Problem>) -> String {
     })
 }
 
-fn json(value: &impl Serialize) -> String {
+pub(super) fn json(value: &impl Serialize) -> String {
     // Our types always serialise.
     serde_json::to_string_pretty(value).map(|text| text + "\n").unwrap_or_default()
 }

@@ -28,6 +28,7 @@ const NAMES: &[(&str, Meaning)] = &[
     ("VIRTIOFWD_TSO", Meaning::Switch(|layer| &mut layer.enable_tso)),
     ("VIRTIOFWD_SOCKET_OWNER", Meaning::Text(|layer| &mut layer.vhost_username)),
     ("VIRTIOFWD_SOCKET_GROUP", Meaning::Text(|layer| &mut layer.vhost_groupname)),
+    ("VIRTIOFWD_BIND_VFIO_PCI", Meaning::List(|layer| &mut layer.bind_vfio_pci)),
     ("VIRTIOFWD_STATIC_VFS", Meaning::List(|layer| &mut layer.add_pci_vf)),
     ("VIRTIOFWD_DYNAMIC_SOCKETS", Meaning::Switch(|layer| &mut layer.dynamic_sockets)),
     ("VIRTIOFWD_VFIO_VF_TOKEN", Meaning::Text(|layer| &mut layer.vfio_vf_token)),
@@ -60,12 +61,6 @@ const NAMES: &[(&str, Meaning)] = &[
     (
         "VIRTIOFWD_ZERO_COPY",
         Meaning::Obsolete("in this version frames are copied once into the device's buffers"),
-    ),
-    (
-        "VIRTIOFWD_BIND_VFIO_PCI",
-        Meaning::Obsolete(
-            "the daemon binds no drivers; bind the VFs to vfio-pci before it starts (driverctl)",
-        ),
     ),
     ("VIO4WD_CORE_SCHED_ENABLE", Meaning::Obsolete(BALANCER)),
     ("VIO4WD_CORE_SCHED_SENSITIVITY", Meaning::Obsolete(BALANCER)),

@@ -88,6 +88,7 @@ layer! {
     vhostuser_client: Switch,
     dynamic_sockets: Switch,
     relays: Text,
+    bind_vfio_pci: List,
     add_pci_vf: List,
     add_device: List,
     virtio_cpu: List,

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use control::api::DeviceSpec;
 use control::server::ServerConfig;
+use host::bind::Target;
 use pmd::vf::Wishes;
 use pmd::vfio::VfToken;
 use relay::zero_copy::ZeroCopy;
@@ -50,6 +51,8 @@ pub struct Config {
     pub relays: u32,
     /// The vhost-user sockets.
     pub sockets: Sockets,
+    /// Functions to hand to vfio-pci before that.
+    pub bind: Vec<Target>,
     /// Devices to add at start; no relay and no device occurs twice.
     pub devices: Vec<InitialDevice>,
     /// Relays that are pinned to CPUs, all of them among `cpus`.

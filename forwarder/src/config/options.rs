@@ -35,6 +35,13 @@ pub enum Command {
         #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
     },
+    /// Hand what the configuration lists (bind-vfio-pci) to vfio-pci, and end. The daemon does so, too; in a unit that may
+    /// not write to /sys this goes before it.
+    Bind {
+        /// As for the daemon.
+        #[command(flatten)]
+        options: Box<Options>,
+    },
 }
 
 /// The daemon's options, as written. [`Config::load`](super::Config::load) gives them their meaning.
@@ -84,6 +91,10 @@ struct Settings {
     /// Number of relays, and so of sockets. Default: 64.
     #[arg(long, value_name = "N")]
     relays: Option<String>,
+    /// Hand PCI functions to vfio-pci at start: ADDRESS, NETDEV (all its VFs) or NETDEV:COUNT; may be repeated or joined by
+    /// ','.
+    #[arg(long, value_name = "DEVICE")]
+    bind_vfio_pci: Vec<String>,
     /// Give a relay a VF at start; may be repeated.
     #[arg(short = 'P', long, value_name = "ADDRESS=ID")]
     add_pci_vf: Vec<String>,
@@ -172,6 +183,7 @@ impl Options {
             vhostuser_client: one(&given.vhostuser_client, "--vhostuser-client"),
             dynamic_sockets: one(&given.dynamic_sockets, "--dynamic-sockets"),
             relays: one(&given.relays, "--relays"),
+            bind_vfio_pci: several(&given.bind_vfio_pci, "--bind-vfio-pci"),
             add_pci_vf: several(&given.add_pci_vf, "--add-pci-vf"),
             add_device: several(&given.add_device, "--add-device"),
             virtio_cpu: several(&given.virtio_cpu, "--virtio-cpu"),
@@ -251,6 +263,15 @@ mod tests {
         assert_eq!(layer.vhost_username.unwrap().value, "");
         assert!(!layer.enable_jumbo.unwrap().value);
         assert_eq!(layer.cpus, None);
+    }
+
+    #[test]
+    fn binding_alone_takes_the_options_of_the_daemon() {
+        let Some(Command::Bind { options }) = parse("bind --config /x --bind-vfio-pci eth0:2").command else {
+            panic!("no such command");
+        };
+        assert_eq!(options.config.as_deref(), Some(std::path::Path::new("/x")));
+        assert_eq!(options.layer().bind_vfio_pci.unwrap()[0].value, "eth0:2");
     }
 
     #[test]

@@ -57,12 +57,35 @@ fn without_any_word_there_is_a_configuration() {
     assert!(!config.sockets.client && !config.sockets.dynamic);
     assert_eq!((config.is_client(3), config.mtu(3)), (false, None));
     assert_eq!(config.guest, GuestOffer::default());
-    assert_eq!((config.devices, config.pins), (vec![], Pins::new()));
+    assert_eq!((config.bind, config.devices, config.pins), (vec![], vec![], Pins::new()));
     assert_eq!(config.vf_token, None);
     assert_eq!((config.log_level.number(), config.log_level.filter()), (6, LevelFilter::INFO));
     assert_eq!(config.idle, Idle::default());
     assert_eq!(config.control.socket, Path::new("/run/virtio-forwarder/control.sock"));
     assert_eq!((config.control.group, config.control.metrics_listen), (None, None));
+}
+
+#[test]
+fn functions_to_bind_are_addresses_and_interfaces_in_any_kind_of_list() {
+    for (name, text) in [
+        ("defaults", "VIRTIOFWD_BIND_VFIO_PCI=0000:05:08.1,05:08.2,eth0,eth1:2\n"),
+        ("defaults", "VIRTIOFWD_BIND_VFIO_PCI=(0000:05:08.1 05:08.2 'eth0,eth1:2')\n"),
+        ("config.toml", "bind-vfio-pci = [\"0000:05:08.1\", \"05:08.2\", \"eth0\", \"eth1:2\"]\n"),
+    ] {
+        let config = Scene::new().with(name, text).config("");
+        let meant = ["05:08.1", "05:08.2", "eth0", "eth1:2"].map(|text| text.parse().unwrap());
+        assert_eq!(config.bind, meant, "{text}");
+    }
+    let config =
+        Scene::new().with("defaults", "VIRTIOFWD_BIND_VFIO_PCI=eth0\n").config("--bind-vfio-pci eth1");
+    assert_eq!(config.bind, ["eth1".parse().unwrap()]);
+    let mistakes = Scene::new().with("defaults", "\nVIRTIOFWD_BIND_VFIO_PCI=(05:08.9 eth0:0)\n").mistakes("");
+    assert_eq!(mistakes.len(), 2);
+    assert!(
+        mistakes[0].contains("defaults:2: VIRTIOFWD_BIND_VFIO_PCI: '05:08.9' is neither"),
+        "{mistakes:?}"
+    );
+    assert!(mistakes[1].contains("'eth0:0'"), "{mistakes:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use control::api::{DEFAULT_SOCKET, DeviceSpec, PciAddress};
 use control::server::ServerConfig;
+use host::bind::Target;
 use nix::unistd::{Group, User};
 use pmd::MacAddress;
 use pmd::vf::Wishes;
@@ -53,6 +54,7 @@ impl Validator<'_> {
             (layer.vhost_username, layer.vhost_groupname),
             (layer.vhostuser_client, layer.dynamic_sockets),
         );
+        let bind = self.targets(layer.bind_vfio_pci);
         let devices = self.devices(relays, layer.add_pci_vf, layer.add_device);
         let pins = self.pins(relays, &cpus, layer.virtio_cpu);
         let relay = self.relay_tables(relays, layer.relay);
@@ -74,6 +76,7 @@ impl Validator<'_> {
             cpus,
             relays,
             sockets,
+            bind,
             devices,
             pins,
             guest,
@@ -143,6 +146,20 @@ impl Validator<'_> {
             }
         }
         devices
+    }
+
+    fn targets(&mut self, list: Option<List>) -> Vec<Target> {
+        let mut targets = Vec::new();
+        for item in list.iter().flatten() {
+            // The C daemon's script took one list with commas.
+            for text in item.value.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+                match text.parse::<Target>() {
+                    Ok(target) => targets.push(target),
+                    Err(mistake) => self.mistake(item, &mistake),
+                }
+            }
+        }
+        targets
     }
 
     fn pins(&mut self, relays: u32, workers: &[usize], pins: Option<List>) -> Pins {

@@ -16,6 +16,7 @@ const PACKAGES: &[&str] = &[
     "iputils-ping",
     "procps",
     "python3",
+    "python3-yaml",
     "util-linux",
     "shellcheck",
     // Counts instructions.

@@ -252,6 +252,11 @@ fn build(context: &Context) -> Result<Failures> {
     step("fmt-fuzz", &mut cargo(context, &["fmt", "--check", "--manifest-path", "tests/fuzz/Cargo.toml"]));
     step("clippy", &mut cargo(context, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
     step("shellcheck", Command::new("bash").current_dir(&context.root).arg("tests/shellcheck"));
+    if tools::installed("systemd-analyze") {
+        step("packaging", Command::new("bash").current_dir(&context.root).arg("tests/packaging"));
+    } else {
+        println!("   packaging: systemd-analyze is not installed, not checked");
+    }
     if tools::installed("cargo-deny") {
         FETCH.iter().for_each(|fetch| step("fetch", &mut cargo(context, fetch)));
         step("deny", &mut cargo(context, DENY));
