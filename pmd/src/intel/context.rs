@@ -2,7 +2,7 @@
 
 use super::descriptor::{Context, Manner};
 use crate::net::checksum::Sum;
-use crate::net::layers::Layers;
+use crate::net::layers::{Layers, Transport};
 use crate::net::packet::Version;
 use crate::offload::{Offload, Segmentation};
 
@@ -52,19 +52,19 @@ pub struct Task {
 }
 
 impl Task {
-    /// Reads the headers, the first bytes of a frame of `len` bytes (`padded` on the wire), and makes them what the device
+    /// Reads the headers, the first bytes of a frame of `len` bytes, and makes them what the device
     /// wants to find. `None` where it cannot do what `offload` says, or a segment would be longer than `max_frame` bytes.
     ///
     /// Of a frame that is to be cut, the device wants the lengths and the checksum of the IPv4 header to be 0, and a pseudo
     /// header's sum without the length in the place of the TCP checksum: it adds what each segment has.
     #[inline]
-    pub fn of(headers: &mut [u8], offload: &Offload, len: u32, padded: u32, max_frame: u32) -> Option<Self> {
+    pub fn of(headers: &mut [u8], offload: &Offload, len: u32, max_frame: u32) -> Option<Self> {
         let layers = Layers::of(headers, offload)?;
         let length = layers.headers() as u32;
         match offload.segmentation {
             Segmentation::None => (len <= max_frame).then(|| Self {
                 headers: length,
-                manner: Manner::checksum(padded),
+                manner: Manner::checksum(len),
                 context: Context::of(&layers, 0),
             }),
             Segmentation::Udp => None,
@@ -81,6 +81,18 @@ impl Task {
             }
         }
     }
+}
+
+/// Fills in the checksum that `offload` leaves in a whole frame; whether there is one of TCP or UDP to be filled in.
+#[inline]
+pub fn fill_checksum(frame: &mut [u8], offload: &Offload) -> bool {
+    let Some(layers) = Layers::of(frame, offload) else { return false };
+    let start = usize::from(layers.l2) + usize::from(layers.l3);
+    let at = start + usize::from(layers.transport.checksum_at());
+    let mut sum = Sum::new();
+    sum.add(frame.get(start..).unwrap_or_default());
+    let checksum = if layers.transport == Transport::Udp { sum.finish_nonzero() } else { sum.finish() };
+    frame.get_mut(at..at + 2).map(|field| field.copy_from_slice(&checksum)).is_some()
 }
 
 fn prepare_cut(headers: &mut [u8], layers: &Layers) -> Option<()> {
@@ -132,13 +144,13 @@ mod tests {
     #[test]
     fn a_frame_to_be_cut_gets_the_headers_that_the_device_wants() {
         let mut frame = tcp(false);
-        let task = Task::of(&mut frame, &cut(false, 1448), 9000, 9000, 1518).unwrap();
+        let task = Task::of(&mut frame, &cut(false, 1448), 9000, 1518).unwrap();
         assert_eq!((task.headers, task.manner), (54, Manner::cut(8946, true)));
         assert_eq!((&frame[16..18], &frame[24..26]), (&[0, 0][..], &[0, 0][..]));
         // 0a00 + 0001 + 0a00 + 0002 + 6
         assert_eq!(frame[50..52], [0x14, 0x09]);
         let mut frame = tcp(true);
-        let task = Task::of(&mut frame, &cut(true, 1428), 9000, 9000, 1518).unwrap();
+        let task = Task::of(&mut frame, &cut(true, 1428), 9000, 1518).unwrap();
         assert_eq!((task.headers, task.manner), (74, Manner::cut(8926, false)));
         assert_eq!((&frame[18..20], &frame[70..72]), (&[0, 0][..], &[0, 7][..]));
     }
@@ -147,14 +159,28 @@ mod tests {
     fn headers_of_whole_frames_stay_as_they_are() {
         let mut frame = tcp(false);
         let offload = Offload { segmentation: Segmentation::None, segment_size: 0, ..cut(false, 0) };
-        let task = Task::of(&mut frame, &offload, 54, 60, 1518).unwrap();
-        assert_eq!((task.manner, frame), (Manner::checksum(60), tcp(false)));
-        assert_eq!(Task::of(&mut tcp(false), &offload, 1519, 1519, 1518), None, "too long");
+        let task = Task::of(&mut frame, &offload, 54, 1518).unwrap();
+        assert_eq!((task.manner, frame), (Manner::checksum(54), tcp(false)));
+        assert_eq!(Task::of(&mut tcp(false), &offload, 1519, 1518), None, "too long");
+    }
+
+    #[test]
+    fn a_short_frame_is_summed_up_here() {
+        let mut frame = tcp(false);
+        // The sum of the pseudo header is left in the field.
+        let pseudo = Sum::of_pseudo_header(&frame[26..34], 6, 20).partial();
+        frame[50..52].copy_from_slice(&pseudo);
+        let offload = Offload { segmentation: Segmentation::None, segment_size: 0, ..cut(false, 0) };
+        assert!(fill_checksum(&mut frame, &offload));
+        let mut sum = Sum::of_pseudo_header(&frame[26..34], 6, 20);
+        sum.add(&frame[34..]);
+        assert_eq!(sum.partial(), [0xff, 0xff]);
+        assert!(!fill_checksum(&mut frame[..50], &offload));
     }
 
     #[test]
     fn what_cannot_be_cut_is_refused() {
-        let of = |offload: Offload, len| Task::of(&mut tcp(false), &offload, len, len, 1518);
+        let of = |offload: Offload, len| Task::of(&mut tcp(false), &offload, len, 1518);
         assert!(of(cut(false, 1464), 9000).is_some());
         assert_eq!(of(cut(false, 1465), 9000), None, "a segment that is too long");
         assert!(of(cut(false, 1465), 1000).is_some(), "one that is not so long after all");

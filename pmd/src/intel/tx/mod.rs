@@ -15,7 +15,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::context::{Contexts, Task};
+use super::context::{Contexts, Task, fill_checksum};
 use super::descriptor::{Context, Manner, is_transmitted, reporting};
 use super::family::{Family, RING, ring};
 use super::pair;
@@ -23,7 +23,7 @@ use crate::device::{Accepted, Completions, TransmitQueue};
 use crate::frame::{Frame, Frames, MIN_FRAME, MIN_WIRE, Segment, Token, gather};
 use crate::memory::{BUFFER_SIZE, DmaSlice, GuestWindows, SlotBuffers};
 use crate::net::packet::LOOKED_AT;
-use crate::offload::Capabilities;
+use crate::offload::{Capabilities, Segmentation};
 use crate::registers::Registers;
 
 const MASK: u16 = RING - 1;
@@ -291,10 +291,11 @@ impl IntelTransmit {
         task: Option<&Task>,
         headers: &[u8],
     ) -> Option<Last> {
-        let padded = len.max(MIN_WIRE);
+        // What the device is told of a frame that it works on is told to the byte; it fills up what leaves itself.
+        let padded = if task.is_some() { len } else { len.max(MIN_WIRE) };
         let manner = self.begin(task, padded, SlotBuffers::needed(len))?;
         self.buffers.copy_frame(segments, len, self.tail);
-        if task.is_some() {
+        if !headers.is_empty() {
             // What was read and changed is what is sent, not what its owner has made of it since.
             self.buffers.segment(self.tail, BUFFER_SIZE).copy_from(headers);
         }
@@ -398,7 +399,12 @@ impl IntelTransmit {
         let mut first = [0; LOOKED_AT];
         let copied = gather(segments, &mut first);
         let first = first.get_mut(..copied).unwrap_or_default();
-        let Some(task) = Task::of(first, frame.offload(), len, len.max(MIN_WIRE), self.max_frame) else {
+        if len < MIN_WIRE && frame.offload().segmentation == Segmentation::None {
+            // It is filled up to the shortest length. QEMU's model would count that to the packet.
+            let right = fill_checksum(first, frame.offload());
+            return if right { self.place(frame, segments, in_place, None, first) } else { Sent::Impossible };
+        }
+        let Some(task) = Task::of(first, frame.offload(), len, self.max_frame) else {
             return Sent::Impossible;
         };
         let headers = first.get(..task.headers as usize).unwrap_or_default();

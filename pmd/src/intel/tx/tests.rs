@@ -9,7 +9,7 @@ use crate::intel::family::ENABLE;
 use crate::memory::dma::DmaMemory;
 use crate::memory::dma::tests::{FakeMap, OFFSET};
 use crate::memory::guest::tests::Pages;
-use crate::offload::{Checksum, Offload, Segmentation};
+use crate::offload::{Checksum, Offload};
 use proptest::prelude::*;
 use std::ptr::NonNull;
 
@@ -510,6 +510,26 @@ fn headers_are_sent_from_a_copy_even_where_the_device_reaches_them() {
     };
     assert_eq!((ring.places.len(), ring.places.iter().filter(inside).count()), (3, 2), "32 KiB a descriptor");
     assert_eq!(reclaimed(&mut queue), [9]);
+}
+
+#[test]
+fn a_frame_that_is_filled_up_is_summed_up_here_and_one_that_is_cut_is_told_to_the_byte() {
+    for in_place in [false, true] {
+        let (mut queue, mut ring, pages) = reaching_queue(3);
+        if !in_place {
+            queue.set_guest_memory(Arc::default());
+        }
+        for (payload, size, contexts) in [(2, 0, 0), (2, 1, 1), (6, 0, 2)] {
+            let (frame, offload) = tcp(payload, size);
+            let segment = pages.segment(4096, frame.len() as u32);
+            segment.copy_from(&frame);
+            queue.transmit(burst_with(&[segment], offload).frames());
+            let sent = ring.send();
+            assert_eq!(ring.contexts.len(), contexts, "{payload} {size}");
+            assert_eq!(sent[0].len(), if size == 0 { 60 } else { frame.len() });
+            assert_eq!(sent[0][50..52] != frame[50..52], contexts < 2, "its checksum");
+        }
+    }
 }
 
 #[test]
