@@ -27,6 +27,7 @@ mod queue_controller;
 mod registers;
 mod rss;
 mod rx;
+mod start;
 mod statistics;
 mod tx;
 
@@ -41,20 +42,18 @@ pub use control::Patience;
 pub use rx::NfpReceive;
 pub use tx::NfpTransmit;
 
-use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues, Receive, Transmit};
+use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues};
 use crate::mac::MacAddress;
-use crate::memory::{DmaMap, DmaMemory, DmaSlice};
-use crate::offload::Capabilities;
 use crate::pci::{Ids, PciFunction};
 use crate::registers::Caching;
 use crate::vf::{Agreed, Place, Rung, Vf, VfDriver, Wishes};
 use control::{Control, ControlError};
-use firmware::{DataPath, Firmware};
+use firmware::Firmware;
 use queue_controller::QueueController;
 use registers::*;
-use rx::{Bell, ReceiveCounters};
+use rx::ReceiveCounters;
 use statistics::Statistics;
-use tx::{Format, TransmitCounters};
+use tx::TransmitCounters;
 
 /// NFP-3800, whose queue controller has more queues.
 const NFP3800: u16 = 0x3803;
@@ -66,16 +65,8 @@ pub const IDS: [Ids; 4] = [
     Ids { vendor: 0x1da8, device: NFP3800 },
 ];
 
-/// Receive buffers for each descriptor of a ring and half as many for frames on their way to the guest.
-const BUFFERS: usize = rx::RING as usize * 3 / 2;
-/// Bytes of a receive ring, and of the word for a read pointer.
-const RECEIVE_RING_BYTES: usize = rx::RING as usize * descriptor::WORD;
-const WRITE_BACK_BYTES: usize = 8;
 /// Time for a firmware to switch a NIC off.
 const QUIET: Duration = Duration::from_millis(80);
-/// The interrupt of all that nobody wants to hear of; it stays masked. Those of the receive rings follow.
-const UNHEARD: u32 = 0;
-
 /// What the driver is told about a VF.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -114,6 +105,8 @@ pub struct Nfp {
     control: Control,
     /// Bits that number a queue of the queue controller.
     queue_bits: u32,
+    /// Bits of an address that it reaches, where its descriptors hold them.
+    address_bits: u32,
     partner: Option<Partner>,
     /// The address in use, and whether it was drawn by lot.
     mac: MacAddress,
@@ -130,13 +123,15 @@ impl Nfp {
     /// Takes a VF over, and asks its firmware what it can do.
     pub fn open(function: Arc<dyn PciFunction>, setup: Setup) -> Result<Vf<Self>, DeviceError> {
         let registers = Arc::clone(&function).bar(CONTROL_BAR, 0, CONTROL_SIZE, Caching::Uncached)?;
+        let is_3800 = setup.ids.device == NFP3800;
         let driver = Self {
             place: setup.place.clone(),
             wishes: setup.wishes,
             function: Arc::clone(&function),
             control: Control::new(registers, setup.patience),
-            // `qc_idx_mask` of Linux's table of devices.
-            queue_bits: if setup.ids.device == NFP3800 { 9 } else { 8 },
+            // `qc_idx_mask` and `dma_mask` of Linux's table of devices.
+            queue_bits: if is_3800 { 9 } else { 8 },
+            address_bits: if is_3800 { descriptor::ADDRESS } else { descriptor::NFD3_ADDRESS },
             partner: None,
             mac: MacAddress([0; 6]),
             random_mac: None,
@@ -232,60 +227,6 @@ impl Nfp {
         }
     }
 
-    /// What is switched on beside [`ENABLE`].
-    fn wanted(&self, partner: &Partner) -> u32 {
-        let firmware = &partner.firmware;
-        let plain = PROMISC | L2BC | L2MC | RXCSUM | TXCSUM | GATHER | RINGCFG | TXRWB | MSIX_TX_OFF;
-        let mut wanted = firmware.cap & plain;
-        if self.cuts(firmware) {
-            wanted |= firmware.segmentation();
-        }
-        if partner.rings > 1 {
-            wanted |= firmware.spreading();
-        }
-        if !self.wishes.vlans.is_empty() && firmware.mailbox.is_some() {
-            wanted |= firmware.cap & CTAG_FILTER;
-        }
-        wanted
-    }
-
-    /// Whether TCP is cut: a frame that is cut comes in pieces, and with checksums to fill in.
-    fn cuts(&self, firmware: &Firmware) -> bool {
-        firmware.segmentation() != 0 && firmware.has(GATHER | TXCSUM)
-    }
-
-    fn capabilities(&self, firmware: &Firmware) -> Capabilities {
-        let (checksum, cuts) = (firmware.has(TXCSUM), self.cuts(firmware));
-        Capabilities { checksum, tcp_v4: cuts, tcp_v6: cuts, ecn: false, udp: false, by_header: checksum }
-    }
-
-    /// Interrupts for the receive rings and one that nobody hears; none where there are too few.
-    fn bells(&self, rings: u32) -> Vec<Option<Bell>> {
-        let control = self.control.registers();
-        control.write8(icr(UNHEARD), ICR_RXTX);
-        control.write8(LSC, NO_VECTOR);
-        let events = self.function.interrupts(rings as usize + 1).unwrap_or_else(|cause| {
-            tracing::debug!(device = %self.place, %cause, "no interrupts");
-            Vec::new()
-        });
-        let mut events = events.into_iter().skip(1);
-        (0..rings)
-            .map(|ring| {
-                let bell = events.next().map(|event| Bell {
-                    event,
-                    registers: Arc::clone(control),
-                    vector: UNHEARD + 1 + ring,
-                });
-                if let Some(bell) = &bell {
-                    bell.mask(true);
-                }
-                control.write8(txr_vector(ring), UNHEARD as u8);
-                control.write8(rxr_vector(ring), bell.as_ref().map_or(UNHEARD, |bell| bell.vector) as u8);
-                bell
-            })
-            .collect()
-    }
-
     /// Switches off and says so: after that, the firmware touches no memory.
     fn switch_off(&self, queues: &QueueController, limit: Duration) -> Result<(), ControlError> {
         let control = self.control.registers();
@@ -294,16 +235,6 @@ impl Nfp {
         control.write(CTRL, 0);
         control.write(CTRL_WORD1, 0);
         self.control.update(&queues.config(), UPDATE_GEN | UPDATE_RING | UPDATE_MSIX, limit)
-    }
-
-    /// Has frames of the wished VLANs pass.
-    fn pass_vlans(&self, partner: &Partner) -> Result<(), ControlError> {
-        let Some((mailbox, _)) = partner.firmware.mailbox else { return Ok(()) };
-        // Frames of VLAN 0 are taken for untagged ones.
-        for vlan in self.wishes.vlans.iter().filter(|vlan| **vlan != 0) {
-            self.control.pass_vlan(&partner.queues.config(), mailbox, *vlan)?;
-        }
-        Ok(())
     }
 
     /// The watchdog of what is sent: the pointers of every transmit ring, twice 20 reads a second.
@@ -368,112 +299,9 @@ impl VfDriver for Nfp {
     fn enable(&mut self) -> Result<Queues, DeviceError> {
         let unasked = || DeviceError::Failed(format!("{}: the firmware was not asked", self.place));
         let partner = self.partner.as_ref().ok_or_else(unasked)?;
-        let Partner { firmware, queues, rings } = partner;
-        let wanted = self.wanted(partner);
-        let format = match firmware.path {
-            DataPath::Nfd3 => Format::Nfd3 { gathers: firmware.has(GATHER) },
-            DataPath::Nfdk => Format::Nfdk,
-        };
-        let buffers = BUFFERS * firmware.receive.buffer as usize;
-        let each = [RECEIVE_RING_BYTES, tx::RING_BYTES, WRITE_BACK_BYTES, tx::ARENA_BYTES, buffers];
-        let sizes: Vec<usize> = (0..*rings).flat_map(|_| each).collect();
-        let map = Arc::clone(&self.function) as Arc<dyn DmaMap>;
-        let memory = DmaMemory::new(map, DmaMemory::needed(&sizes), &format!("nfp {}", self.place))?;
-        tracing::debug!(device = %self.place, bytes = memory.len(), huge = memory.is_huge(), "DMA memory");
-        let slices = memory.carve_all(&sizes)?;
-        let bits =
-            if firmware.path == DataPath::Nfd3 { descriptor::NFD3_ADDRESS } else { descriptor::ADDRESS };
-        if slices.iter().any(|slice| (slice.iova() + slice.len() as u64) >> bits != 0) {
-            return Err(DeviceError::Failed(format!(
-                "{}: its descriptors hold {bits} bits of an address, and its memory lies above; use an IOMMU: \
-                 intel_iommu=on or amd_iommu=on on the kernel's command line",
-                self.place
-            )));
-        }
-        let mut slices = slices.into_iter();
-
-        let control = self.control.registers();
-        let mut rooms: Vec<[DmaSlice; 5]> = Vec::new();
-        for ring in 0..*rings {
-            let room: Vec<DmaSlice> = slices.by_ref().take(each.len()).collect();
-            let Ok(room) = <[DmaSlice; 5]>::try_from(room) else { break };
-            let [receive, transmit, write_back, ..] = &room;
-            control.write64(rxr_addr(ring), receive.iova());
-            control.write8(rxr_size(ring), rx::RING.ilog2() as u8);
-            control.write64(txr_addr(ring), transmit.iova());
-            control.write8(txr_size(ring), format.ring().ilog2() as u8);
-            control.write64(txr_wb_addr(ring), if wanted & TXRWB == 0 { 0 } else { write_back.iova() });
-            rooms.push(room);
-        }
-        let bells = self.bells(*rings);
-        let mut update = UPDATE_GEN | UPDATE_RING | UPDATE_MSIX;
-        if let Some(function) = firmware.hash.filter(|_| wanted & (RSS | RSS2) != 0) {
-            rss::write(&**control, *rings, function);
-            update |= UPDATE_RSS;
-        }
-        control.write64(TXRS_ENABLE, u64::MAX >> (64 - rings));
-        control.write64(RXRS_ENABLE, u64::MAX >> (64 - rings));
-        self.control.write_mac(self.mac);
-        control.write(MTU, firmware.mtu);
-        control.write(FLBUFSZ, firmware.receive.buffer);
-
-        // Firmware that can is given its free lists before frames come (`nfp_net_set_config_and_enable`).
-        let lists_first = firmware.cap_word1 & FREELIST_EN;
-        control.write(CTRL_WORD1, lists_first);
-        control.write(CTRL, if lists_first == 0 { wanted | ENABLE } else { wanted });
-        let config = queues.config();
-        let answer = self.control.patience().answer;
-        // The memory goes when this fails: before that, the firmware lets go of it.
-        let undone = |error| {
-            if let Err(cause) = self.switch_off(queues, QUIET) {
-                tracing::debug!(device = %self.place, %cause, "not switched off");
-            }
-            error
-        };
-        let failed = |cause| undone(self.failed("switching it on", cause));
-        self.control.update(&config, update, answer).map_err(failed)?;
-        let at_start = |queue: queue_controller::Queue| {
-            queue.read_pointer() == Some(0) && queue.write_pointer() == Some(0)
-        };
-        if !(0..*rings).all(|ring| at_start(queues.transmit(ring)) && at_start(queues.free_list(ring))) {
-            return Err(undone(DeviceError::Failed(format!(
-                "{}: its queues do not begin at their start; unbind the VF from vfio-pci and bind it again",
-                self.place
-            ))));
-        }
-        let mut given = Queues::default();
-        for (ring, ([receive, transmit, write_back, arena, buffers], bell)) in
-            (0..).zip(rooms.into_iter().zip(bells))
-        {
-            let queue = NfpReceive::new(
-                queues.free_list(ring),
-                receive,
-                buffers,
-                firmware.receive,
-                wanted & RXCSUM != 0,
-                Arc::clone(&self.receive),
-            );
-            given.receive.push(Receive::Nfp(queue.with_bell(bell)));
-            let memory =
-                tx::Memory { ring: transmit, arena, write_back: (wanted & TXRWB != 0).then_some(write_back) };
-            given.transmit.push(Transmit::Nfp(NfpTransmit::new(
-                queues.transmit(ring),
-                memory,
-                format,
-                self.capabilities(firmware),
-                firmware.max_frame(),
-                Arc::clone(&self.transmit),
-            )));
-        }
-        if lists_first != 0 {
-            control.write(CTRL, wanted | ENABLE);
-            self.control.update(&config, update, answer).map_err(failed)?;
-        }
-        if wanted & CTAG_FILTER != 0 {
-            self.pass_vlans(partner).map_err(|cause| undone(self.failed("the VLAN filter", cause)))?;
-        }
+        let (given, rings) = (self.switch_on(partner)?, partner.rings);
         self.transmit.lost.store(false, Ordering::Relaxed);
-        self.progress = vec![Progress { read_pointer: 0, since: Instant::now() }; *rings as usize];
+        self.progress = vec![Progress { read_pointer: 0, since: Instant::now() }; rings as usize];
         self.enabled = true;
         Ok(given)
     }
