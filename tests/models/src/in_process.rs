@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pmd::memory::{DmaAccess, DmaMap};
@@ -25,6 +25,8 @@ use crate::rate::ticks;
 pub struct InProcess<M: Model> {
     inner: Mutex<Inner<M>>,
     iova: Mutex<IovaAllocator>,
+    /// Bits of addresses that the driver wants.
+    dma_bits: AtomicU32,
     /// The function has left: all reads give ones.
     gone: AtomicBool,
     removal: AtomicBool,
@@ -58,7 +60,8 @@ impl<M: Model> InProcess<M> {
         let ranges = [0..=0xfedf_ffff, 0xfef0_0000..=u64::MAX];
         Arc::new(Self {
             inner: Mutex::new(Inner { model, bus, config }),
-            iova: Mutex::new(IovaAllocator::new(&ranges, bits.min(40))),
+            iova: Mutex::new(IovaAllocator::new(&ranges, u64::BITS)),
+            dma_bits: AtomicU32::new(bits.min(40)),
             gone: AtomicBool::new(false),
             removal: AtomicBool::new(false),
             shared: AtomicBool::new(false),
@@ -126,6 +129,12 @@ impl<M: Model> InProcess<M> {
     /// Addresses are physical ones, or no longer.
     pub fn set_physical(&self, physical: bool) {
         self.physical.store(physical, Ordering::Relaxed);
+    }
+
+    /// Memory is found at this address and above, as in a space that is almost used up.
+    pub fn lend_from(&self, first: u64) {
+        let mut free = self.iova.lock().unwrap_or_else(PoisonError::into_inner);
+        free.restrict(&[first..=u64::MAX]);
     }
 
     /// Function level resets so far.
@@ -211,7 +220,8 @@ impl<M: Model> DmaMap for InProcess<M> {
         let failed = |what: &str| DeviceError::Failed(format!("cannot map {len} bytes: {what}"));
         let ptr = NonNull::new(ptr).ok_or_else(|| failed("a null pointer"))?;
         let mut free = self.iova.lock().unwrap_or_else(PoisonError::into_inner);
-        let iova = free.allocate(len as u64, align as u64).ok_or_else(|| failed("no room"))?;
+        let bits = self.dma_bits.load(Ordering::Relaxed);
+        let iova = free.allocate_below(len as u64, align as u64, bits).ok_or_else(|| failed("no room"))?;
         // SAFETY: the caller's promise is the same.
         unsafe { self.lock().bus.map(iova, len as u64, ptr, access == DmaAccess::ReadWrite) };
         Ok(iova)
@@ -268,6 +278,10 @@ impl<M: Model> PciFunction for InProcess<M> {
         let refused = self.uncached.load(Ordering::Relaxed);
         let caching = if refused { Caching::Uncached } else { caching };
         Ok(Arc::new(Window { function: self, bar: index, start, caching }))
+    }
+
+    fn set_dma_bits(&self, bits: u32) {
+        self.dma_bits.store(bits, Ordering::Relaxed);
     }
 
     fn interrupts(&self, count: usize) -> io::Result<Vec<OwnedFd>> {
