@@ -256,6 +256,24 @@ fn what_cannot_be_started_has_let_go_of_memory() {
 }
 
 #[test]
+fn memory_lies_where_descriptors_reach() {
+    for (settings, bits) in [(Settings::default(), 40), (Settings::nfdk(), 48)] {
+        for (first, fits) in [((1 << bits) - (40 << 20), true), (1 << bits, false)] {
+            let function = InProcess::new(Model::new(settings.clone()));
+            function.lend_from(first);
+            let mut device = open(Arc::clone(&function), Wishes::default()).unwrap();
+            assert_eq!(device.start().map(|queues| device.stop(queues)).is_ok(), fits, "{first:#x}");
+        }
+    }
+    let mut exam = Exam::start(Model::new(Settings::nfdk()), |function| {
+        function.lend_from(1 << 40);
+        open(function, Wishes::default())
+    });
+    exam.sends_numbered_frames(1000, 1514);
+    exam.receives_numbered_frames(1000, 1514);
+}
+
+#[test]
 fn flows_are_spread_over_the_queues_and_each_stays_on_one() {
     let single = Settings { major: 3, cap: USUAL & !RSS2 | RSS, ..Settings::default() };
     for settings in both().into_iter().chain([single]) {
