@@ -2,7 +2,7 @@
 # Linux's ena drives our model of AWS's ENA of the newest generation: descriptors in the device's memory, no meta
 # descriptor remembered, bounded bursts.
 # expect: mac carrier ping tcp tcp_verified rings vlan jumbo link reload content dmesg
-# timeout: 150
+# timeout: 300
 # lab: MODEL=ena newest
 # lab: IOMMU=none
 # lab: MEM=1024

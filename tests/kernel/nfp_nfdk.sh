@@ -1,7 +1,7 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../..
 # Linux's nfp drives our model of a Netronome VF with firmware of NFDk.
 # expect: mac carrier ping tcp tcp_verified rings vlan jumbo link reload content dmesg
-# timeout: 150
+# timeout: 300
 # nightly
 # lab: MODEL=nfp nfdk
 # lab: IOMMU=none

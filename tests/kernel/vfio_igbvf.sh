@@ -1,7 +1,7 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../..
 # Our igbvf drives the model of the 82576's VF through VFIO and an IOMMU; Linux's igbvf is at the other end of its wire.
 # expect: started carrier ping ping_1400 ping6 link begins_anew stopped content
-# timeout: 150
+# timeout: 300
 # nightly
 # lab: MODEL=igbvf
 # lab: MEM=1024
