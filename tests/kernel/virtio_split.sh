@@ -1,5 +1,6 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../..
 # Linux's virtio_net drives our model of a virtio-net function, with split rings and event indices.
+# nightly
 # expect: mac carrier ping tcp rings vlan jumbo link reload content dmesg
 # timeout: 150
 # lab: MODEL=virtio event_idx pairs=2

@@ -1,6 +1,7 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../../..
 # The rebind service over two 82576 VFs and an NVMe VF: lines for this node, for every node and for another one, twice; then
 # with lines that are wrong. And the variables of the C daemon's defaults file: what they list is handed over and added.
+# nightly
 # expect: created set nvme_vf journal drivers journal_again given_back bad_lines_fail others_bound bad_lines_named missing_file
 # expect: defaults_bind defaults_static defaults_bind_alone
 # lab: QEMU=-device pcie-root-port,id=rp2,chassis=2,slot=2 -device nvme-subsys,id=s0 -device nvme,bus=rp2,serial=1,subsys=s0,sriov_max_vfs=2,sriov_vq_flexible=4,sriov_vi_flexible=2

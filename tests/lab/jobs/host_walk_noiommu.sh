@@ -1,5 +1,6 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../../..
 # The walk on a machine without an IOMMU: nothing is taken until no-IOMMU mode is on, and that is loud.
+# nightly
 # expect: doctor_fails created set no_group_refused enabled_loudly bound traffic doctor_warns unbound unbound_works disabled
 # lab: IOMMU=none
 # lab: VFIO=rebuilt

@@ -1,6 +1,7 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../../..
 # The igbvf driver through device files and /dev/iommu, which are taken where the kernel has them: two VFs, each in an address
 # space of its own; pings, jumbo frames, removal. Then by group on the same kernel, and as a user who may open the group alone.
+# nightly
 # expect: by_device_file ping ping_8000 no_dma_fault stopped no_iommu_file no_device_file in_use memory_limit probe
 # expect: by_group ping_by_group user_by_group ping_again kernel_goes_on responder_ended said_gone no_crash
 # timeout: 240

@@ -1,6 +1,7 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../../..
 # Frames longer than a buffer arrive as several descriptors and leave as several. Three VFs: two served in turn by one
 # process, each in an IO address space of its own.
+# nightly
 # expect: started ping_9000 ping_1 ping_2005 ping_2006 ping_2007 ping_2008 ping_4053 ping_4054 ping_4055 ping_4056 stopped
 # timeout: 90
 . tests/lab/responder.sh

@@ -2,6 +2,7 @@
 # VF0 - relay 1 - DPDK's virtio_user as the VM. The VFs are switched off under traffic: the kernel goes on, the relay waits for a
 # device, the VM keeps its NIC, and the same relay takes the VF when it is back. Then the VF alone is taken from vfio-pci, and
 # at last the whole NIC leaves the bus.
+# nightly
 # expect: ping kernel_goes_on.1 told.1 relay_waits.1 back.1 kernel_goes_on.2 told.2 relay_waits.2 back.2
 # expect: unbound told.3 relay_waits.3 nothing_left_open back.3 unplugged told.4 relay_waits.4 back.4 daemon_unharmed daemon_stops
 # timeout: 300

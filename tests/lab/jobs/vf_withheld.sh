@@ -3,6 +3,7 @@
 # guest's memory back in a bounded time (100 ms is the law of the data path), without the device's consent, and serve the
 # other relays meanwhile. Bus mastering switched off behind the daemon's back makes the device do just that: it can
 # neither fetch descriptors nor write completions. Afterwards the VF works again.
+# nightly
 # expect: frames_were_held memory_given_back_in_time control_answers neighbour_goes_on traffic_again daemon_unharmed
 # timeout: 120
 . tests/lab/relay.sh

@@ -3,6 +3,7 @@
 # is a tap, so that the host's kernel cuts and sums up for the far side, which takes nothing but whole frames and looks at
 # every byte of them. The far side leaves its own long frames as they are, and the relay cuts them for the guest. Two queue
 # pairs.
+# nightly
 # expect: negotiated two_pairs tcp tcp6 tcp_to_guest udp udp6 udp_to_guest every_checksum left_to_the_device
 # expect: came_uncut kernel_agrees daemon_unharmed
 # timeout: 200
