@@ -84,8 +84,9 @@ const RESET_NAP: Duration = Duration::from_micros(200);
 const QUIET: Duration = Duration::from_millis(80);
 /// One answer of a device that is made quiet.
 const QUIET_ANSWER: Duration = Duration::from_millis(15);
-/// Offset of the vendor in the configuration space, and of the revision.
-const CONFIG_VENDOR: u16 = 0;
+/// Offset of revision and class in the configuration space. VFIO makes up vendor and device, but not these: they read as ones
+/// once the function has left.
+const CONFIG_CLASS: u16 = 8;
 const CONFIG_REVISION: u16 = 8;
 /// The reason of a reset that has no number of its own, or one that only newer devices know.
 const REASON_GENERIC: u8 = 13;
@@ -733,9 +734,9 @@ impl VfDriver for Ena {
     }
 
     fn is_present(&self) -> bool {
-        let mut vendor = [0; 2];
-        let read = self.function.read_config(CONFIG_VENDOR, &mut vendor);
-        read.is_err() || vendor != [u8::MAX; 2]
+        let mut class = [0; 4];
+        let read = self.function.read_config(CONFIG_CLASS, &mut class);
+        read.is_err() || class != [u8::MAX; 4]
     }
 
     fn listen(&mut self, events: &mut Vec<DeviceEvent>) {

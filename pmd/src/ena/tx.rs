@@ -250,6 +250,11 @@ impl EnaTransmit {
         }
         let flags = headers.get(usize::from(layers.l2) + 6).copied().unwrap_or(0);
         let dont_fragment = layers.version == Version::V4 && flags & 0x40 != 0;
+        // A device that reads headers from the entry must find all of them there.
+        let pushed = self.submissions.pushed();
+        if pushed > 0 && headers_len > pushed {
+            return None;
+        }
         let told = match &self.submissions {
             // What the specification asks of frames that are longer than headers may be.
             Submissions::Host { max_header, .. } if frame.len() > u32::from(*max_header) => {

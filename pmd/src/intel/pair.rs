@@ -25,6 +25,9 @@ const _: () = assert!(BUFFERS > 3 * RING as usize / 2);
 /// Looks at a queue that is being enabled, and the time between two: 100 ms.
 const ENABLE_LOOKS: u32 = 100;
 const ENABLE_INTERVAL: Duration = Duration::from_millis(1);
+/// From when a receive queue reads as off until its buffers are let go: the 82599 and its successors need 100 µs
+/// (data sheet, 4.6.7.1).
+const AFTER_DISABLE: Duration = Duration::from_micros(200);
 /// Time that a queue has to be disabled, and between two looks at it.
 const DISABLE_TIME: Duration = Duration::from_millis(10);
 const DISABLE_INTERVAL: Duration = Duration::from_micros(100);
@@ -95,14 +98,15 @@ impl Pairs<'_> {
             let counters = Arc::clone(self.received);
             let receive = IntelReceive::new(registers(), self.family, queue, receive, counters);
             queues.receive.push(Receive::Intel(receive.with_bell(bell)));
-            queues.transmit.push(Transmit::Intel(IntelTransmit::new(
+            let transmit = IntelTransmit::new(
                 registers(),
                 self.family,
                 queue,
                 [transmit, transmit_buffers],
                 self.max_frame,
                 Arc::clone(self.transmitted),
-            )));
+            );
+            queues.transmit.push(Transmit::Intel(transmit.of(Arc::clone(self.function))));
         }
         Ok(queues)
     }
@@ -199,6 +203,7 @@ pub fn disable(registers: &dyn Registers, controls: impl Iterator<Item = u32> + 
         // The time is taken before the look: whoever was kept from running meanwhile looks once more.
         let late = Instant::now() > deadline;
         if controls.clone().all(|control| registers.read(control) & ENABLE == 0) {
+            thread::sleep(AFTER_DISABLE);
             return true;
         }
         if late {

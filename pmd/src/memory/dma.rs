@@ -3,6 +3,7 @@
 //! It lies in memfds, on huge pages where there are free ones, so that it can be handed to a successor process. Without an
 //! IOMMU it must be huge pages, in a row (`physical`).
 
+use std::cell::RefCell;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -48,6 +49,24 @@ pub trait DmaMap: Send + Sync + fmt::Debug {
     fn is_physical(&self) -> bool {
         false
     }
+}
+
+thread_local! {
+    /// What [`keeping`] keeps on this thread.
+    static KEPT: RefCell<Option<Vec<Arc<DmaMemory>>>> = const { RefCell::new(None) };
+}
+
+/// All DMA memory that a call of [`keeping`] made, alive until this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Kept(#[expect(dead_code, reason = "it is there to be dropped")] Vec<Arc<DmaMemory>>);
+
+/// Does `act` and keeps all DMA memory that is cut meanwhile on this thread, so that none goes with an error half-way, while
+/// the device may still write to it.
+pub fn keeping<T>(act: impl FnOnce() -> T) -> (T, Kept) {
+    KEPT.set(Some(Vec::new()));
+    let result = act();
+    (result, Kept(KEPT.take().unwrap_or_default()))
 }
 
 /// A piece of zeroed memory that a device reaches. Used through the [`DmaSlice`]s that [`DmaMemory::carve`] cuts.
@@ -132,6 +151,7 @@ impl DmaMemory {
             slices.push(DmaSlice { ptr, len, iova: memory.iova + at as u64, _memory: Arc::clone(&memory) });
             at = at.saturating_add(len).saturating_add(SLICE_ALIGN - 1) & !(SLICE_ALIGN - 1);
         }
+        KEPT.with_borrow_mut(|kept| kept.iter_mut().for_each(|kept| kept.push(Arc::clone(&memory))));
         Ok(slices)
     }
 

@@ -111,11 +111,14 @@ fn install() {
     }
 }
 
+/// Memory failed somewhere, and no access waits for it (`asm-generic/siginfo.h`).
+const BUS_MCEERR_AO: libc::c_int = 5;
+
 extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the kernel passes a valid `siginfo_t`.
     let code = unsafe { (*info).si_code };
-    if code <= 0 {
-        // Sent by a process, not by a missing page.
+    if code <= 0 || code == BUS_MCEERR_AO {
+        // Sent by a process, not by a missing page; or memory went bad that nobody is touching.
         return;
     }
     // SAFETY: as above; a SIGBUS of the kernel carries an address.

@@ -6,6 +6,7 @@ use super::driver::{Agreed, Rung, VfDriver};
 use super::setup::Place;
 use crate::device::{Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues};
 use crate::memory::DmaMap;
+use crate::memory::dma::keeping;
 use crate::pci::PciFunction;
 
 /// Calls of `service` between two looks at the counters, which must not wrap in between: about 1 s.
@@ -91,12 +92,17 @@ impl<D: VfDriver> Vf<D> {
         Ok(())
     }
 
-    fn quiesce(&mut self) {
+    /// Whether the device certainly does no DMA any more.
+    fn quiesce(&mut self) -> bool {
+        let mut quiet = self.driver.quiesce();
         // A function that cannot be reset either is kept from the bus.
-        if !self.driver.quiesce()
-            && let Err(cause) = self.function.reset().or_else(|_| self.function.set_bus_master(false))
-        {
-            tracing::debug!(device = %self.identity.name, %cause, "neither reset nor kept from the bus");
+        if !quiet {
+            match self.function.reset().or_else(|_| self.function.set_bus_master(false)) {
+                Ok(()) => quiet = true,
+                Err(cause) => {
+                    tracing::debug!(device = %self.identity.name, %cause, "neither reset nor kept from the bus");
+                }
+            }
         }
         if let Err(cause) = self.function.interrupts(0) {
             tracing::trace!(device = %self.identity.name, %cause, "interrupts not switched off");
@@ -104,6 +110,20 @@ impl<D: VfDriver> Vf<D> {
         if self.state != State::Gone {
             self.state = State::Stopped;
         }
+        quiet
+    }
+
+    /// Gives up what a device was given. With nothing between it and the machine's memory, a device that is not known to be
+    /// quiet must never write into memory that has another owner: then it is lost.
+    fn give_up<T>(&self, memory: T, quiet: bool) {
+        if quiet || self.state == State::Gone || !self.function.is_physical() {
+            return drop(memory);
+        }
+        tracing::error!(
+            "{}: it does not stop its DMA, and there is no IOMMU that would: its memory is lost until the daemon ends; restart the machine",
+            self.identity.name
+        );
+        std::mem::forget(memory);
     }
 
     fn count(&mut self) {
@@ -169,27 +189,30 @@ impl<D: VfDriver> Device for Vf<D> {
             State::Stopped => self.agree()?,
             State::Ready => {}
         }
-        let enabled = self
-            .function
-            .set_bus_master(true)
-            .map_err(|cause| DeviceError::Failed(format!("{name}: cannot allow it DMA: {cause}; see dmesg")))
-            .and_then(|()| self.driver.enable());
+        self.function.set_bus_master(true).map_err(|cause| {
+            DeviceError::Failed(format!("{name}: cannot allow it DMA: {cause}; see dmesg"))
+        })?;
+        let (enabled, kept) = keeping(|| self.driver.enable());
         match enabled {
             Ok(queues) => {
                 self.state = State::Running;
                 Ok(queues)
             }
             Err(cause) => {
-                self.quiesce();
+                let quiet = self.quiesce();
+                self.give_up(kept, quiet);
                 Err(cause)
             }
         }
     }
 
     fn stop(&mut self, queues: Queues) {
-        self.count();
-        self.quiesce();
-        drop(queues);
+        // One that has died may take its time to answer, and still do DMA meanwhile.
+        if self.state == State::Running {
+            self.count();
+        }
+        let quiet = self.quiesce();
+        self.give_up(queues, quiet);
     }
 
     fn service(&mut self) -> Vec<DeviceEvent> {

@@ -394,8 +394,9 @@ impl VfDriver for Virtio {
 
     fn quiesce(&mut self) -> bool {
         self.running = false;
+        let quiet = self.transport.reset(self.setup.patience.quiet).is_ok();
         self.control = None;
-        self.transport.reset(self.setup.patience.quiet).is_ok()
+        quiet
     }
 
     fn is_present(&self) -> bool {

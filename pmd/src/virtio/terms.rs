@@ -102,7 +102,12 @@ impl Terms {
             mac,
             tell_mac: features.has(CTRL_MAC_ADDR) && (wished.is_some() || given.is_none()),
             random: wished.or(given).is_none(),
-            max_frame: if has_mtu { u32::from(mtu) + AROUND_MTU } else { USUAL_LONGEST },
+            max_frame: match has_mtu {
+                // Without it each of many buffers holds a whole frame.
+                true if !features.has(MRG_RXBUF) => (u32::from(mtu) + AROUND_MTU).min(USUAL_LONGEST),
+                true => u32::from(mtu) + AROUND_MTU,
+                false => USUAL_LONGEST,
+            },
             pairs,
             hash: hashes.then_some(hash),
         }

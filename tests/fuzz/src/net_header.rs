@@ -2,8 +2,8 @@
 
 use std::ptr::NonNull;
 
-use pmd::{Burst, Capabilities, Segment, Segmentation, Token};
 use pmd::net::packet::{self, LOOKED_AT};
+use pmd::{Burst, Capabilities, Segment, Segmentation, Token};
 use relay::net::segment::{Emitted, Headers, Work};
 use relay::net::{hash, header};
 

@@ -24,6 +24,7 @@ use crate::frame::{Frame, Frames, MIN_FRAME, MIN_WIRE, Segment, Token, gather};
 use crate::memory::{BUFFER_SIZE, DmaSlice, GuestWindows, SlotBuffers};
 use crate::net::packet::LOOKED_AT;
 use crate::offload::{Capabilities, Segmentation};
+use crate::pci::PciFunction;
 use crate::registers::Registers;
 
 const MASK: u16 = RING - 1;
@@ -82,6 +83,8 @@ pub struct IntelTransmit {
     /// Aborted: nothing is sent any more.
     disabled: bool,
     counters: Arc<TransmitCounters>,
+    /// Keeps the device from the bus where nothing else ends its DMA.
+    function: Option<Arc<dyn PciFunction>>,
 }
 
 /// The descriptor filled last, as far as it may have to be changed.
@@ -141,6 +144,7 @@ impl IntelTransmit {
             reports: vec![0; usize::from(RING)].into_boxed_slice(),
             report_first: 0,
             report_count: 0,
+            function: None,
             unreported: 0,
             guest: Arc::default(),
             last_window: 0,
@@ -149,6 +153,11 @@ impl IntelTransmit {
             disabled: false,
             counters,
         }
+    }
+
+    /// With the function whose queue it is.
+    pub fn of(self, function: Arc<dyn PciFunction>) -> Self {
+        Self { function: Some(function), ..self }
     }
 
     /// Slots that can be filled; one stays empty, so that a full ring is not taken for an empty one.
@@ -495,7 +504,13 @@ impl TransmitQueue for IntelTransmit {
     fn abort(&mut self, done: &mut Completions) {
         if !std::mem::replace(&mut self.disabled, true) {
             let control = self.family.transmit_at(self.number, ring::CONTROL);
-            pair::disable(&*self.registers, std::iter::once(control));
+            let quiet = pair::disable(&*self.registers, std::iter::once(control));
+            // What a guest gets back it writes to: the device must not read it any more.
+            if let (false, Some(function)) = (quiet, &self.function)
+                && let Err(cause) = function.set_bus_master(false)
+            {
+                tracing::debug!(%cause, "a queue that does not stop is not kept from the bus");
+            }
             (self.clean, self.report_count) = (self.tail, 0);
         }
         self.give_back(self.clean, done);

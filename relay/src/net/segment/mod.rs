@@ -101,8 +101,14 @@ impl Work {
             if covered && !capabilities.by_header {
                 (Job::Pass, cut.header(), Offload { header_length, ..*offload }, u32::MAX)
             } else if covered && capabilities.checksum {
-                // What is cut by header has its checksum where the header says.
-                (Job::Pass, cut.header(), Offload { checksum, header_length, ..*offload }, u32::MAX)
+                // What is cut by header has its checksum where the header says. One segment needs no cut, and NICs want no
+                // frame to be cut that is filled up to the shortest length.
+                let whole = len - u32::from(header_length) <= u32::from(offload.segment_size);
+                let left = match whole {
+                    true => Offload { checksum, header_length, ..Offload::NONE },
+                    false => Offload { checksum, header_length, ..*offload },
+                };
+                (Job::Pass, cut.header(), left, u32::MAX)
             } else {
                 let left = Offload { checksum, header_length, ..Offload::NONE };
                 let job = Job::Cut { cut, fill: !capabilities.checksum };
