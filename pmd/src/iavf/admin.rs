@@ -364,6 +364,36 @@ mod tests {
         (queue, registers)
     }
 
+    /// A device that says all the time that there is one more message, of a kind that is none of ours.
+    #[derive(Debug)]
+    struct Chatter(std::sync::atomic::AtomicU64, std::sync::atomic::AtomicU32);
+
+    impl Registers for Chatter {
+        fn read(&self, offset: u32) -> u32 {
+            if offset != ARQ.head {
+                return 32 | LENGTH_ENABLE;
+            }
+            let n = self.1.fetch_add(1, Ordering::Relaxed);
+            let base = self.0.load(Ordering::Relaxed);
+            if base != 0 {
+                (0..ENTRIES).for_each(|slot| write(base, slot, [1, 0, 0, 0]));
+            }
+            (n + 1) % u32::from(ENTRIES)
+        }
+
+        fn write(&self, _: u32, _: u32) {}
+    }
+
+    #[test]
+    fn a_device_that_chatters_is_listened_to_for_one_round() {
+        let chatter = Arc::new(Chatter(0.into(), 0.into()));
+        let shared = Arc::clone(&chatter) as Arc<dyn Registers>;
+        let mut queue = AdminQueue::new(shared, Arc::new(FakeMap::default()), "test", QUICK).unwrap();
+        chatter.0.store(queue.receive.iova(), Ordering::Relaxed);
+        assert!(matches!(queue.receive(), Ok(None)));
+        assert_eq!(chatter.1.load(Ordering::Relaxed), u32::from(ENTRIES));
+    }
+
     /// Writes a descriptor as the device does.
     fn write(base: u64, slot: u16, words: [u64; 4]) {
         let descriptor = (base - OFFSET + u64::from(slot) * DESCRIPTOR as u64) as *mut u64;

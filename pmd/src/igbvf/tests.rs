@@ -27,6 +27,10 @@ struct Function {
     stubborn: AtomicBool,
     /// Another device is in its address space.
     shares: AtomicBool,
+    /// Mappings that can still be made.
+    maps_left: AtomicUsize,
+    /// Mappings that went while the device could use them.
+    unmapped_while_on: AtomicUsize,
 }
 
 impl DmaMap for Function {
@@ -37,11 +41,18 @@ impl DmaMap for Function {
         align: usize,
         access: DmaAccess,
     ) -> Result<u64, DeviceError> {
+        if self.maps_left.fetch_sub(1, Ordering::Relaxed) == 0 {
+            return Err(DeviceError::Failed("locked memory".to_owned()));
+        }
         // SAFETY: the caller's promise is the same.
         unsafe { self.map.map(ptr, len, align, access) }
     }
 
     fn unmap(&self, iova: u64, len: usize) {
+        let on = self.double.peek(RXDCTL) & DCTL_ENABLE != 0;
+        if on && self.master.load(Ordering::Relaxed) {
+            self.unmapped_while_on.fetch_add(1, Ordering::Relaxed);
+        }
         self.map.unmap(iova, len);
     }
 }
@@ -85,6 +96,8 @@ fn open(double: &Arc<Double>) -> Result<(Vf<Igbvf>, Arc<Function>), DeviceError>
         master: AtomicBool::default(),
         stubborn: AtomicBool::default(),
         shares: AtomicBool::default(),
+        maps_left: AtomicUsize::new(1 << 40),
+        unmapped_while_on: AtomicUsize::default(),
     });
     let place = Place { address: "0000:01:10.0".parse().unwrap(), pf: Some(("eth2".to_owned(), 3)) };
     let setup =
@@ -243,6 +256,8 @@ fn open_with(double: &Arc<Double>, ids: Ids, wishes: Wishes) -> Vf<Igbvf> {
         master: AtomicBool::default(),
         stubborn: AtomicBool::default(),
         shares: AtomicBool::default(),
+        maps_left: AtomicUsize::new(1 << 40),
+        unmapped_while_on: AtomicUsize::default(),
     });
     Igbvf::open(function as Arc<dyn PciFunction>, setup).unwrap()
 }
@@ -282,4 +297,18 @@ fn refused_wishes_are_told_with_their_remedy() {
     assert_eq!(device.identity().mac, Some(double.mac()));
     assert!(notice(&mut device, "ip link set eth2 vf 3 mac 02:00:00:00:00:01"));
     assert!(notice(&mut open_with(&double, IDS_82576, wishes), "VLANs [7]"));
+}
+
+#[test]
+fn a_start_that_fails_half_way_keeps_its_memory_until_the_device_is_quiet() {
+    let double = Double::new();
+    let (_, function) = open(&double).unwrap();
+    let place = Place { address: "0000:01:10.0".parse().unwrap(), pf: None };
+    let wishes = Wishes { queue_pairs: std::num::NonZero::new(2).unwrap(), ..Wishes::default() };
+    let setup = Setup { place, ids: IDS_82576, wishes, patience: IMPATIENT, hashed_groups: false };
+    let mut vf = Igbvf::open(Arc::clone(&function) as Arc<dyn PciFunction>, setup).unwrap();
+    function.maps_left.store(1, Ordering::Relaxed);
+    assert!(vf.start().is_err());
+    assert_eq!(function.unmapped_while_on.load(Ordering::Relaxed), 0);
+    assert!(function.map.mapped.lock().unwrap().is_empty(), "nothing is left either");
 }

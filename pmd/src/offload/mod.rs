@@ -83,7 +83,7 @@ pub struct Capabilities {
     /// Reads the frame's headers to do so, as NICs do, instead of trusting [`Offload`] alone. Frames that leave something
     /// to it have their headers in one piece that nobody changes any more, checked, with an exact
     /// [`header_length`](Offload::header_length); checksums are left to it only where
-    /// [`Layers`](crate::net::layers::Layers) finds them.
+    /// [`Layers`](crate::net::layers::Layers) finds them, and cuts only where they make more than one segment.
     pub by_header: bool,
 }
 

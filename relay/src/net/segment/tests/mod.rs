@@ -374,6 +374,8 @@ proptest! {
             for (frame, left) in frames.iter().filter(|(_, left)| capabilities.by_header && !left.is_done()) {
                 let layers = Layers::of(&frame[..frame.len().min(LOOKED_AT)], left);
                 prop_assert_eq!(layers.map(|layers| layers.headers()), Some(usize::from(left.header_length)));
+                let one_segment = usize::from(left.header_length) + usize::from(left.segment_size);
+                prop_assert!(left.segmentation == Segmentation::None || frame.len() > one_segment);
             }
             if frames.len() > 1 {
                 let longest = LOOKED_AT + usize::from(offload.segment_size);
