@@ -1,5 +1,6 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../../..
 # The whole walk on a machine with VT-d, and what is refused on the way.
+# nightly
 # expect: doctor_fails doctor_says_how list_shows_pf too_many created set group_address_refused
 # expect: up_is_not_taken bound bound_twice module_loaded default_route_not_taken live_pf_not_taken
 # expect: traffic doctor_is_clean doctor_json list_shows_relay relay_keeps_it relay_keeps_vfs

@@ -1,5 +1,6 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../../..
 # What users get wrong about VFs: each time a message that says what, and a daemon that goes on as before.
+# nightly
 # expect: no_such_address not_on_vfio no_vf relay_in_use vf_in_use wrong_vf_removed
 # expect: no_permission_on_vfio static_vf_missing traffic_untouched daemon_unharmed
 # timeout: 120
