@@ -1,7 +1,7 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../../..
 # A machine without an IOMMU, as in clouds: VF0 - relay 1 - DPDK's virtio_user as the VM, with physical addresses on huge
 # pages; and each thing that can be missing, named with its remedy. Zero-copy, which is asked for, is refused.
-# expect: not_enabled bound_before no_capability no_addresses no_huge_pages scattered_pages pages_given_back found_again probe
+# expect: not_enabled bound_before no_capability no_addresses no_huge_pages pages_given_back found_again probe
 # expect: warned_loudly warned_once ping ping_1400 zero_copy_refused killed.1 removed added_again daemon_unharmed daemon_stops vf_left_quiet
 # timeout: 240
 # lab: IOMMU=none
@@ -53,26 +53,3 @@ check vf_left_quiet vf_is_quiet "$VF0"
 
 # As many are found when pages were taken and given back in another order.
 check found_again grep -q '^started' <(timeout 20 "$TARGET/vf_responder" "$VF0" --seconds 2 2>&1)
-# Every second huge page goes to somebody else: those that are left do not follow one another.
-python3 - <<'PY'
-import ctypes, mmap, os, struct, time
-libc = ctypes.CDLL(None, use_errno=True)
-size, free = 2 << 20, int(next(l for l in open("/proc/meminfo") if l.startswith("HugePages_Free")).split()[1])
-fd = libc.memfd_create(b"hog", 0x0004)
-os.ftruncate(fd, free * size)
-pages = mmap.mmap(fd, free * size)
-for n in range(free): pages[n * size] = 1
-address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
-f = open("/proc/self/pagemap", "rb")
-def frame(n):
-    f.seek((address + n * size) // 4096 * 8)
-    return struct.unpack("Q", f.read(8))[0] & ((1 << 55) - 1)
-# Give back those whose number among the huge frames is odd.
-for n in [n for n in range(free) if frame(n) // 512 % 2 == 1]:
-    libc.fallocate(fd, 3, ctypes.c_long(n * size), ctypes.c_long(size))
-if os.fork() == 0:
-    os.setsid(); time.sleep(60); os._exit(0)
-PY
-note "$(free_huge_pages) huge pages are free"
-timeout 20 "$TARGET/vf_responder" "$VF0" --seconds 2 > "$OUT/scattered.log" 2>&1
-check scattered_pages says scattered 'not so many follow one another'
