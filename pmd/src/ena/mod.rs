@@ -86,7 +86,6 @@ const QUIET: Duration = Duration::from_millis(80);
 const QUIET_ANSWER: Duration = Duration::from_millis(15);
 /// Offset of revision and class in the configuration space. VFIO makes up vendor and device, but not these: they read as ones
 /// once the function has left.
-const CONFIG_CLASS: u16 = 8;
 const CONFIG_REVISION: u16 = 8;
 /// The reason of a reset that has no number of its own, or one that only newer devices know.
 const REASON_GENERIC: u8 = 13;
@@ -735,7 +734,7 @@ impl VfDriver for Ena {
 
     fn is_present(&self) -> bool {
         let mut class = [0; 4];
-        let read = self.function.read_config(CONFIG_CLASS, &mut class);
+        let read = self.function.read_config(CONFIG_REVISION, &mut class);
         read.is_err() || class != [u8::MAX; 4]
     }
 

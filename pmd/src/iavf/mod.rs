@@ -37,6 +37,7 @@ pub use rx::IavfReceive;
 pub use tx::IavfTransmit;
 
 use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues, Receive, Transmit};
+use crate::intel::tag::TAG;
 use crate::mac::MacAddress;
 use crate::memory::{BUFFER_SIZE, BufferPool, DmaMap, DmaMemory, DmaSlice};
 use crate::pci::{Ids, PciFunction};
@@ -61,7 +62,7 @@ const TRANSMIT_RING: usize = RING as usize * descriptor::TRANSMIT_SIZE;
 const TRANSMIT_BYTES: usize = RING as usize * BUFFER_SIZE as usize;
 /// Receive buffers get the rest; they must fill the ring and leave as many for frames on their way to the guest.
 const BUFFERS: usize =
-    (MEMORY - RECEIVE_RING - TRANSMIT_RING - TRANSMIT_BYTES) / (BUFFER_SIZE as usize + rx::TAG);
+    (MEMORY - RECEIVE_RING - TRANSMIT_RING - TRANSMIT_BYTES) / (BUFFER_SIZE as usize + TAG);
 const _: () = assert!(BUFFERS > 3 * RING as usize / 2);
 
 /// For the PF to switch queues off, or for a reset that it has announced to begin and end; twice that, and what firmware
@@ -251,7 +252,7 @@ impl PairMemory {
                 TRANSMIT_RING,
                 BUFFERS * BUFFER_SIZE as usize,
                 TRANSMIT_BYTES,
-                BUFFERS * rx::TAG,
+                BUFFERS * TAG,
             ])?;
         let receive = ReceiveMemory { ring, pool: BufferPool::new(buffers), tags };
         Ok(Self { receive, transmit, transmit_buffers })

@@ -17,7 +17,8 @@ use arrayvec::ArrayVec;
 use super::descriptor::{Format, RECEIVE_WORDS, Received};
 use super::registers::*;
 use crate::device::{Armed, ReceiveQueue};
-use crate::frame::{Burst, MIN_FRAME, Segment, Token};
+use crate::frame::{Burst, MIN_FRAME, Token};
+use crate::intel::tag::{ADDRESSES, push_tagged};
 use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice};
 use crate::offload::{Checksum, Offload};
 use crate::registers::Registers;
@@ -32,10 +33,6 @@ const TAIL_STEP: u16 = 8;
 const MASK: u16 = RING - 1;
 /// A ring whose tail meets its head is an empty one.
 const MOST_POSTED: u16 = RING - TAIL_STEP;
-/// Bytes of the two addresses, behind which a VLAN tag stands, and of the tag.
-const ADDRESSES: u32 = 12;
-/// See [`ADDRESSES`].
-pub const TAG: usize = 4;
 /// A slot without a buffer.
 const NONE: u32 = u32::MAX;
 
@@ -100,7 +97,7 @@ pub struct ReceiveMemory {
     pub ring: DmaSlice,
     /// The buffers.
     pub pool: BufferPool,
-    /// [`TAG`] bytes for each buffer.
+    /// [`TAG`](crate::intel::tag::TAG) bytes for each buffer.
     pub tags: DmaSlice,
 }
 
@@ -241,18 +238,6 @@ impl IavfReceive {
         }
     }
 
-    /// Adds the first part of the frame at the head with its tag in it.
-    #[inline]
-    fn push_tagged(&self, burst: &mut Burst, segment: Segment, tag: u16) -> Result<(), Segment> {
-        let kept = self.tags.segment(self.buffer_at(0) as usize * TAG, TAG as u32);
-        let [high, low] = tag.to_be_bytes();
-        kept.copy_from(&[0x81, 0, high, low]);
-        for part in [segment.part(0, ADDRESSES), kept, segment.part(ADDRESSES, u32::MAX)] {
-            burst.push_segment(part)?;
-        }
-        Ok(())
-    }
-
     /// Moves one frame into `burst`, or drops it; `false` when there is none or the burst has no room for it.
     #[inline]
     fn next_frame(&mut self, burst: &mut Burst) -> bool {
@@ -271,7 +256,10 @@ impl IavfReceive {
         for (n, part) in parts.iter().enumerate().filter(|(_, part)| part.len > 0) {
             let segment = self.pool.segment(self.buffer_at(n), part.len);
             let pushed = match last.tag {
-                Some(tag) if n == 0 => self.push_tagged(burst, segment, tag),
+                Some(tag) if n == 0 => {
+                    let [high, low] = tag.to_be_bytes();
+                    push_tagged(burst, &self.tags, self.buffer_at(0), segment, &[0x81, 0, high, low])
+                }
                 _ => burst.push_segment(segment),
             };
             if pushed.is_err() {
@@ -340,7 +328,11 @@ mod tests {
     }
 
     fn queue(buffers: usize, format: Format) -> (IavfReceive, Ring) {
-        let sizes = [usize::from(RING) * RECEIVE_SIZE, buffers * BUFFER_SIZE as usize, buffers * TAG];
+        let sizes = [
+            usize::from(RING) * RECEIVE_SIZE,
+            buffers * BUFFER_SIZE as usize,
+            buffers * crate::intel::tag::TAG,
+        ];
         let memory = DmaMemory::new(Arc::new(FakeMap::default()), DmaMemory::needed(&sizes), "test").unwrap();
         let [ring, pool, tags] = memory.carve(sizes).unwrap();
         let (registers, counters) = (Arc::new(Plain::default()), Arc::new(ReceiveCounters::default()));

@@ -11,6 +11,7 @@ pub mod mailbox;
 pub mod message;
 pub mod pair;
 pub mod rx;
+pub mod tag;
 pub mod tx;
 
 pub use family::Family;

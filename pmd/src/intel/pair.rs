@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::descriptor;
 use super::family::{ENABLE, Family, IVAR_VALID, RING, VECTORS, ring};
-use super::rx::{Bell, IntelReceive, ReceiveCounters, ReceiveMemory, TAG};
+use super::rx::{Bell, IntelReceive, ReceiveCounters, ReceiveMemory};
+use super::tag::TAG;
 use super::tx::{IntelTransmit, TransmitCounters};
 use crate::device::{DeviceError, Queues, Receive, Transmit};
 use crate::memory::{BUFFER_SIZE, BufferPool, DmaMap, DmaMemory, DmaSlice, SlotBuffers};

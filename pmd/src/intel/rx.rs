@@ -18,18 +18,15 @@ use arrayvec::ArrayVec;
 
 use super::descriptor::{Received, is_tcp_or_udp};
 use super::family::{Family, RING, ring};
+use super::tag::{ADDRESSES, push_tagged};
 use crate::device::{Armed, ReceiveQueue};
-use crate::frame::{Burst, MIN_FRAME, Segment, Token};
+use crate::frame::{Burst, MIN_FRAME, Token};
 use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice};
 use crate::offload::{Checksum, Offload};
 use crate::registers::Registers;
 
 /// Most buffers of one frame: more than the longest frame needs, so a longer chain is a broken device.
 const MAX_CHAIN: usize = 8;
-/// Bytes of the two addresses, behind which a VLAN tag stands.
-const ADDRESSES: u32 = 12;
-/// Bytes of a VLAN tag.
-pub const TAG: usize = 4;
 /// Descriptors given to the device at once, unless it is running out of them.
 const REFILL: u16 = 32;
 const MASK: u16 = RING - 1;
@@ -61,7 +58,7 @@ pub struct ReceiveMemory {
     pub ring: DmaSlice,
     /// The buffers.
     pub pool: BufferPool,
-    /// [`TAG`] bytes for each buffer.
+    /// [`TAG`](super::tag::TAG) bytes for each buffer.
     pub tags: DmaSlice,
 }
 
@@ -193,22 +190,6 @@ impl IntelReceive {
         self.slots.get((usize::from(self.head) + n) & usize::from(MASK)).copied().unwrap_or(NONE)
     }
 
-    /// Adds the first part of a frame with its tag in it, which is kept with buffer `first`.
-    #[cold]
-    fn push_tagged(
-        &self,
-        burst: &mut Burst,
-        first: u32,
-        part: Segment,
-        tag: &[u8; TAG],
-    ) -> Result<(), Segment> {
-        let kept = self.tags.segment(first as usize * TAG, TAG as u32);
-        kept.copy_from(tag);
-        burst.push_segment(part.part(0, ADDRESSES))?;
-        burst.push_segment(kept)?;
-        burst.push_segment(part.part(ADDRESSES, u32::MAX))
-    }
-
     /// What the device says of the transport checksum of the frame at the head. What it found wrong, the guest judges.
     #[inline]
     fn verdict(&self, parts: &[Received]) -> Checksum {
@@ -246,7 +227,7 @@ impl IntelReceive {
         for (n, part) in parts.iter().enumerate().filter(|(_, part)| !part.is_empty()) {
             let segment = self.pool.segment(self.buffer_at(n), part.len());
             let pushed = match tag {
-                Some(tag) if n == 0 => self.push_tagged(burst, first, segment, &tag),
+                Some(tag) if n == 0 => push_tagged(burst, &self.tags, first, segment, &tag),
                 _ => burst.push_segment(segment),
             };
             if pushed.is_err() {
@@ -317,7 +298,11 @@ mod tests {
     }
 
     fn queue(buffers: usize) -> (IntelReceive, Ring) {
-        let sizes = [usize::from(RING) * descriptor::SIZE, buffers * BUFFER_SIZE as usize, buffers * TAG];
+        let sizes = [
+            usize::from(RING) * descriptor::SIZE,
+            buffers * BUFFER_SIZE as usize,
+            buffers * crate::intel::tag::TAG,
+        ];
         let memory = DmaMemory::new(Arc::new(FakeMap::default()), DmaMemory::needed(&sizes), "test").unwrap();
         let [ring, pool, tags] = memory.carve(sizes).unwrap();
         let (double, counters) = (Double::new(), Arc::new(ReceiveCounters::default()));
