@@ -396,11 +396,16 @@ impl PackedRing {
     }
 
     /// Tells the driver to kick when it makes the next chain available. Returns whether one waits already: chains that it
-    /// made available before it saw this come without a kick.
+    /// made available before it saw this come without a kick. Such a one [is ripe](Self::is_ripe): who was about to sleep
+    /// looks once more, and would not find it otherwise.
     pub fn enable_kicks(&mut self) -> bool {
         let flags = if self.event_idx { AT_DESCRIPTOR } else { ENABLE };
         let event = Suppression { event: self.next_avail.bits(), flags };
-        handshake::ask(self, |ring| ring.write_event(event), |ring| ring.chain_waits())
+        let waits = handshake::ask(self, |ring| ring.write_event(event), |ring| ring.chain_waits());
+        if waits {
+            self.seen = Some(ticks().wrapping_sub(RIPENING));
+        }
+        waits
     }
 
     /// Whether it is time to look at the chains that wait.

@@ -504,6 +504,30 @@ fn a_device_is_kicked_as_it_asked_for() {
 }
 
 #[test]
+fn a_chain_waits_for_others_but_not_if_it_came_while_its_reader_fell_asleep() {
+    let mut guest = Guest::new(5);
+    let mut ring = guest.device();
+    let mut give = || {
+        assert!(guest.ring.push(&guest.ram, 0, &[descriptor(BUFFERS, 60, 0)]));
+        guest.ring.publish(&guest.ram);
+    };
+    give();
+    assert!(!ring.is_ripe(), "others may follow");
+    eventually_ripe(&mut ring);
+    drain(&mut ring);
+    assert!(!ring.enable_kicks() && ring.is_ripe(), "an empty ring costs no wait");
+    give();
+    assert!(ring.enable_kicks() && ring.is_ripe());
+}
+
+fn eventually_ripe(ring: &mut PackedRing) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(2);
+    while !ring.is_ripe() {
+        assert!(std::time::Instant::now() < end, "it never is");
+    }
+}
+
+#[test]
 fn a_ring_that_is_not_where_it_can_be_is_refused() {
     let guest = Guest::new(8);
     let good = guest.config();
