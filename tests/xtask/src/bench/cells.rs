@@ -1,5 +1,6 @@
 //! The cells of the table: what is measured, by name, and what it has to be.
 
+use super::lab::Function;
 use super::load::{Load, Ring};
 use super::results::Target;
 
@@ -29,7 +30,7 @@ pub enum Kind {
     /// VF drivers against the models of their devices.
     Models,
     /// A VF and a guest in the lab.
-    Lab,
+    Lab(Function),
 }
 
 /// A cell.
@@ -68,7 +69,8 @@ pub fn all() -> Vec<Cell> {
         ("idle.first-frame", Kind::FirstFrame, false),
         ("latency.loop", Kind::RoundTrip, true),
         ("drivers", Kind::Models, false),
-        ("lab.vf-to-guest", Kind::Lab, false),
+        ("lab.vf-to-guest", Kind::Lab(Function::Igbvf), false),
+        ("lab.virtio-to-guest", Kind::Lab(Function::Virtio), false),
     ];
     others.into_iter().for_each(|(name, kind, quick)| add(name.to_owned(), kind, quick));
     cells

@@ -8,9 +8,31 @@ use super::results::{Measure, Side, Target};
 use super::stage::{OURS, Stage};
 use crate::tools;
 
-/// The job, seen from the folder of the project.
-const JOB: &str = "tests/lab/jobs/vf_rates.sh";
-/// Its cells, and what they measure.
+/// What forwards between wire and VM in the lab, driven by us and by DPDK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Function {
+    /// A VF of an 82576.
+    Igbvf,
+    /// A virtio function of QEMU's.
+    Virtio,
+}
+
+impl Function {
+    /// The job that measures, seen from the folder of the project.
+    fn job(self) -> &'static str {
+        match self {
+            Self::Igbvf => "tests/lab/jobs/vf_rates.sh",
+            Self::Virtio => "tests/lab/jobs/virtio_rates.sh",
+        }
+    }
+
+    /// Whether frames can be sent from where they are in the VM.
+    fn has_zero_copy(self) -> bool {
+        self == Self::Igbvf
+    }
+}
+
+/// A job's cells, and what they measure.
 const CELLS: &[(&str, &str)] = &[
     ("out.64", "VM → wire, 64 B"),
     ("out.1514", "VM → wire, 1514 B"),
@@ -21,23 +43,23 @@ const CELLS: &[(&str, &str)] = &[
 const ZERO_COPY: &str = "zero-copy";
 
 /// Frames a second in each direction, at two sizes; with zero-copy, too, where it makes a difference.
-pub fn measure(stage: &Stage) -> Result<Vec<Measure>> {
+pub fn measure(stage: &Stage, function: Function) -> Result<Vec<Measure>> {
     let yardstick = stage.builds.first().context("there is no testpmd to compare with")?;
     let mut command = Command::new("tests/lab/lab");
     command
         .current_dir(&stage.root)
-        .args(["run", JOB, "--", &stage.rounds.to_string(), &stage.time.as_secs_f64().to_string()])
+        .args(["run", function.job(), "--", &stage.rounds.to_string(), &stage.time.as_secs_f64().to_string()])
         .arg(&yardstick.program)
         .env("TARGET", &stage.binaries)
         .env("LAB_OUT", &stage.logs);
     let console = stage.logs.join("console.log");
     tools::logged(&mut command, &console)?;
     let text = std::fs::read(&console).with_context(|| format!("cannot read {}", console.display()))?;
-    parse(&String::from_utf8_lossy(&text), &yardstick.name, stage.rounds)
+    parse(&String::from_utf8_lossy(&text), function, &yardstick.name, stage.rounds)
 }
 
 /// The figures of lines `# rate CELL ROUND SIDE FRAMES_A_SECOND`, which are in the order of the rounds.
-fn parse(console: &str, yardstick: &str, rounds: usize) -> Result<Vec<Measure>> {
+fn parse(console: &str, function: Function, yardstick: &str, rounds: usize) -> Result<Vec<Measure>> {
     let side = |cell: &str, side: &str, name: &str| -> Result<Side> {
         let values: Vec<_> = console
             .lines()
@@ -58,7 +80,7 @@ fn parse(console: &str, yardstick: &str, rounds: usize) -> Result<Vec<Measure>> 
     for (cell, what) in CELLS {
         let sides = vec![side(cell, OURS, OURS)?, side(cell, "testpmd", yardstick)?];
         measures.push(Measure::new(what, "k/s", sides, Some(Target::RatioAtLeast(0.95))));
-        if cell.starts_with("out") {
+        if cell.starts_with("out") && function.has_zero_copy() {
             let sides = vec![side(cell, ZERO_COPY, OURS)?, side(cell, "testpmd", yardstick)?];
             measures.push(Measure::new(&format!("{what}, zero-copy"), "k/s", sides, None));
         }
@@ -85,7 +107,7 @@ mod tests {
 
     #[test]
     fn each_cell_is_compared_and_only_copying_is_judged() {
-        let measures = parse(&console(), "newer", 3).unwrap();
+        let measures = parse(&console(), Function::Igbvf, "newer", 3).unwrap();
         let names: Vec<_> = measures.iter().map(|measure| measure.what.as_str()).collect();
         assert_eq!(
             names,
@@ -103,12 +125,13 @@ mod tests {
         assert_eq!(measures[0].sides[1].values[2], Some(10.002));
         assert_eq!(measures[0].sides[1].name, "newer");
         assert_eq!((measures[1].sides[0].values[0], measures[1].target), (Some(30.0), None));
+        assert_eq!(parse(&console(), Function::Virtio, "newer", 3).unwrap().len(), 4);
     }
 
     #[test]
     fn a_round_that_is_missing_is_an_error() {
         let short = console().replace("# rate in.64 2 testpmd", "# lost");
-        let error = parse(&short, "testpmd", 3).unwrap_err().to_string();
+        let error = parse(&short, Function::Igbvf, "testpmd", 3).unwrap_err().to_string();
         assert_eq!(error, "the lab measured in.64 of testpmd 2 times, not 3");
     }
 }

@@ -119,7 +119,7 @@ fn choose(options: &Options) -> Result<Vec<Cell>> {
 fn measure(context: &Context, options: &Options, chosen: &[Cell], file: &Path) -> Result<()> {
     let machine = Machine::this()?;
     ensure!(machine.cpus > FORWARDER_CPU, "two CPUs are needed: one for guests, one for the forwarder");
-    if chosen.iter().any(|cell| cell.kind == Kind::Lab) {
+    if chosen.iter().any(|cell| matches!(cell.kind, Kind::Lab(_))) {
         sets::setup(context, false)?
     } else {
         packages::install()?
@@ -182,7 +182,7 @@ fn one(stage: &Stage, kind: Kind) -> Result<Vec<Measure>> {
         Kind::FirstFrame => latency::first_frame(stage),
         Kind::RoundTrip => latency::round_trip(stage),
         Kind::Models => models::measure(stage),
-        Kind::Lab => lab::measure(stage),
+        Kind::Lab(function) => lab::measure(stage, function),
     }
 }
 

@@ -127,10 +127,11 @@ fn method(page: &mut String, results: &Results) {
          - Many relays, memory and latency are measured with our own guests (`tests/src/bin/bench_guest.rs`), which do little\n  \
          more than move rings on. One busy guest has 512 frames under way, each of 64 busy ones 64. The prober that measures single\n  \
          frames is the same against every back end; it polls.\n\
-         - In the lab everything is emulated, the NIC too, on a machine with two CPUs (`tests/lab/jobs/vf_rates.sh`), so the rates\n  \
-         mean nothing beyond their ratio. Each side has a VF of its own on the same NIC, and testpmd as forwarder drives its with\n  \
-         DPDK's igbvf. Frames to the wire are counted by the NIC, frames to the VM by the VM; the sender at the far end, a VF too,\n  \
-         has the VM's CPU. Nothing is sent again here: what a forwarder does not keep up with is lost, and not counted. Inside\n  \
+         - In the lab everything is emulated, the NIC too, on a machine with two CPUs (`tests/lab/rates.sh`), so the rates\n  \
+         mean nothing beyond their ratio. Each side has a VF of its own on the same NIC, or a virtio function on a wire of its own,\n  \
+         and testpmd as forwarder drives its with DPDK's driver. Frames to the wire are counted by the NIC (of virtio functions by\n  \
+         each side's driver, as taken by the device), frames to the VM by the VM; the sender at the far end, a function too, has the\n  \
+         VM's CPU. Nothing is sent again here: what a forwarder does not keep up with is lost, and not counted. Inside\n  \
          that machine nobody can see what the host's other programs took, so only the first half of the rule is applied.",
         percent(WAITED),
         percent(IDLE_POLLS)
