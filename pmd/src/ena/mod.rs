@@ -52,7 +52,7 @@ use crate::vf::{Agreed, Place, Rung, Vf, VfDriver, Wishes};
 use admin::{AdminError, AdminQueue, Opcode};
 use events::{Event, Events};
 use features::{Attributes, Hints, Limits, LlqLayout, Offloads};
-use health::{Health, Watch};
+use health::Health;
 use llq::Submissions;
 use mmio::{Mmio, Unanswered};
 use queues::{Direction, Pair, Plan};
@@ -169,8 +169,8 @@ pub struct Ena {
     completion: Option<Duration>,
     /// What there is at the device.
     pairs: Vec<Pair>,
-    /// Receive queues, and transmit queues with whether they get on.
-    health: Vec<(Arc<Health>, Option<Watch>)>,
+    /// Of all queues.
+    health: Vec<Arc<Health>>,
     statistics: Statistics,
     receive: Arc<ReceiveCounters>,
     transmit: Arc<TransmitCounters>,
@@ -506,7 +506,7 @@ impl Ena {
             None => None,
         };
         let health = Arc::new(Health::default());
-        self.health.push((Arc::clone(&health), None));
+        self.health.push(Arc::clone(&health));
         let receive = EnaReceive::new(rx::Parts {
             submissions: rx,
             completions: rx_done,
@@ -540,7 +540,7 @@ impl Ena {
             },
         };
         let health = Arc::new(Health::default());
-        self.health.push((Arc::clone(&health), Some(Watch::default())));
+        self.health.push(Arc::clone(&health));
         let transmit = EnaTransmit::new(tx::Parts {
             submissions,
             completions: tx_done,
@@ -632,15 +632,8 @@ impl Ena {
         if let Some(trouble) = self.hear() {
             return Some(trouble);
         }
-        for (health, watch) in &mut self.health {
-            if let Some(breach) = health.breach() {
-                return Some((breach as u8, format!("the device {}", breach.what())));
-            }
-            if let (Some(watch), Some(limit)) = (watch, self.completion)
-                && watch.is_stuck(health, limit)
-            {
-                return Some((reason::COMPLETION, format!("the device has sent nothing for {limit:?}")));
-            }
+        if let Some(breach) = self.health.iter().find_map(|health| health.breach()) {
+            return Some((breach as u8, format!("the device {}", breach.what())));
         }
         if self.admin.is_broken() {
             return Some((reason::ADMIN, "the device's admin queue does not answer".to_owned()));
@@ -730,6 +723,14 @@ impl VfDriver for Ena {
         let quiet = self.reset(left).is_ok();
         self.mmio.write_address(ANSWER_LO, ANSWER_HI, 0);
         quiet
+    }
+
+    fn stall_limit(&self) -> Option<Duration> {
+        self.completion
+    }
+
+    fn has_stalled(&mut self) {
+        self.reason = reason::COMPLETION;
     }
 
     fn is_present(&self) -> bool {

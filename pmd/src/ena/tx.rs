@@ -25,6 +25,7 @@ use crate::net::layers::{Layers, Transport};
 use crate::net::packet::Version;
 use crate::offload::{Capabilities, Segmentation};
 use crate::registers::Registers;
+use crate::vf::Progress;
 
 /// Longest frame that the device cuts: what virtio-net sends at most.
 const LONGEST_CUT: u32 = 65_550;
@@ -106,6 +107,7 @@ pub struct EnaTransmit {
     keeps_reserved_bits: bool,
     counters: Arc<TransmitCounters>,
     health: Arc<Health>,
+    progress: Arc<Progress>,
     /// Entries submitted so far, and those that the device was told of.
     tail: u16,
     rung: u16,
@@ -144,6 +146,7 @@ impl EnaTransmit {
             keeps_reserved_bits: parts.keeps_reserved_bits,
             counters: parts.counters,
             health: parts.health,
+            progress: Arc::default(),
             tail: 0,
             rung: 0,
             used: 0,
@@ -199,7 +202,7 @@ impl EnaTransmit {
             found += 1;
         }
         if most > 0 {
-            self.health.looked(u64::from(found));
+            self.progress.looked(u64::from(found));
         }
         if failed > 0 {
             self.counters.errors.fetch_add(failed, Ordering::Relaxed);
@@ -397,6 +400,10 @@ impl TransmitQueue for EnaTransmit {
     #[inline]
     fn reclaim(&mut self, _done: &mut Completions) {
         self.collect();
+    }
+
+    fn progress(&self) -> Option<Arc<Progress>> {
+        Some(Arc::clone(&self.progress))
     }
 
     fn outstanding(&self) -> usize {

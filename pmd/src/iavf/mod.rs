@@ -361,6 +361,10 @@ impl VfDriver for Iavf {
         quiet
     }
 
+    fn stall_limit(&self) -> Option<Duration> {
+        Some(self.channel.patience().stall)
+    }
+
     fn is_present(&self) -> bool {
         self.registers.read(VFGEN_RSTAT) != ALL_ONES
     }

@@ -24,6 +24,7 @@ pub(crate) mod double;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 pub use crate::intel::mailbox::Patience;
 
@@ -61,7 +62,7 @@ pub struct Setup {
     pub ids: Ids,
     /// What is wanted of it.
     pub wishes: Wishes,
-    /// How long to wait for the PF.
+    /// How long to wait for PF and device.
     pub patience: Patience,
     /// Receive multicast groups by hash instead of asking for all of them, for a device that grants all and then
     /// delivers none, as QEMU's model does. Only groups that everybody uses, and those of IPv6 addresses made of the
@@ -197,6 +198,10 @@ impl VfDriver for Igbvf {
 
     fn quiesce(&mut self) -> bool {
         pair::switch_off(&*self.registers, self.family, self.most_pairs)
+    }
+
+    fn stall_limit(&self) -> Option<Duration> {
+        Some(self.mailbox.patience().stall)
     }
 
     fn is_present(&self) -> bool {

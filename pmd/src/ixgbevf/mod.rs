@@ -24,6 +24,7 @@ mod statistics;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 pub use crate::intel::mailbox::Patience;
 
@@ -68,7 +69,7 @@ pub struct Setup {
     pub ids: Ids,
     /// What is wanted of it.
     pub wishes: Wishes,
-    /// How long to wait for the PF.
+    /// How long to wait for PF and device.
     pub patience: Patience,
 }
 
@@ -211,6 +212,10 @@ impl VfDriver for Ixgbevf {
 
     fn quiesce(&mut self) -> bool {
         pair::switch_off(&*self.registers, &RINGS, MOST_PAIRS)
+    }
+
+    fn stall_limit(&self) -> Option<Duration> {
+        Some(self.mailbox.patience().stall)
     }
 
     fn is_present(&self) -> bool {

@@ -23,6 +23,7 @@ use crate::frame::{BURST_BYTES, Frame, Frames, MIN_FRAME, MIN_WIRE, Segment};
 use crate::memory::DmaSlice;
 use crate::net::layers::Layers;
 use crate::offload::{Capabilities, Segmentation};
+use crate::vf::Progress;
 
 /// Bytes of the ring, in either format.
 pub const RING_BYTES: usize = 16 * 1024;
@@ -118,6 +119,8 @@ pub struct NfpTransmit {
     block_bytes: u32,
     /// Aborted: nothing is sent any more.
     disabled: bool,
+    /// Told by the slow side, which reads the queue's pointers.
+    progress: Arc<Progress>,
     counters: Arc<TransmitCounters>,
 }
 
@@ -156,6 +159,7 @@ impl NfpTransmit {
             pause: 0,
             block_bytes: 0,
             disabled: false,
+            progress: Arc::default(),
             counters,
         }
     }
@@ -418,6 +422,10 @@ impl TransmitQueue for NfpTransmit {
     }
 
     fn reclaim(&mut self, _done: &mut Completions) {}
+
+    fn progress(&self) -> Option<Arc<Progress>> {
+        Some(Arc::clone(&self.progress))
+    }
 
     fn outstanding(&self) -> usize {
         0

@@ -1,10 +1,14 @@
 //! The life of a VF, the same for all families: states, what is told once, quiet at the end.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::driver::{Agreed, Rung, VfDriver};
 use super::setup::Place;
-use crate::device::{Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues};
+use super::watchdog::Watchdog;
+use crate::device::{
+    Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues, TransmitQueue,
+};
 use crate::memory::DmaMap;
 use crate::memory::dma::keeping;
 use crate::pci::PciFunction;
@@ -41,6 +45,8 @@ pub struct Vf<D: VfDriver> {
     /// What the device last counted.
     statistics: DeviceStatistics,
     calls: u32,
+    /// Over the transmit queues that are out.
+    watchdog: Watchdog,
 }
 
 impl<D: VfDriver> Vf<D> {
@@ -64,6 +70,7 @@ impl<D: VfDriver> Vf<D> {
             events: Vec::new(),
             statistics: DeviceStatistics::default(),
             calls: 0,
+            watchdog: Watchdog::default(),
         };
         device.agree()?;
         if D::RUNG < Rung::ForeignModel {
@@ -141,6 +148,22 @@ impl<D: VfDriver> Vf<D> {
         self.events.push(DeviceEvent::Gone { reason });
     }
 
+    /// Asks the watchdog; a device that has stalled is dead from here on.
+    fn is_stalled(&mut self, has_link: bool) -> bool {
+        let Some(limit) = self.driver.stall_limit() else { return false };
+        let Some(queue) = self.watchdog.stalled(Instant::now(), has_link, limit) else { return false };
+        self.driver.has_stalled();
+        self.state = State::Dead;
+        let name = &self.identity.name;
+        self.events.push(DeviceEvent::ResetNeeded {
+            reason: format!(
+                "{name}: transmit queue {queue} has finished none of its frames for {} ms, although the link is up",
+                limit.as_millis()
+            ),
+        });
+        true
+    }
+
     fn look_around(&mut self) {
         let name = &self.identity.name;
         if self.function.removal_requested() {
@@ -196,6 +219,7 @@ impl<D: VfDriver> Device for Vf<D> {
         match enabled {
             Ok(queues) => {
                 self.state = State::Running;
+                self.watchdog = Watchdog::over(queues.transmit.iter().filter_map(TransmitQueue::progress));
                 Ok(queues)
             }
             Err(cause) => {
@@ -220,7 +244,10 @@ impl<D: VfDriver> Device for Vf<D> {
         if self.state != State::Gone {
             self.look_around();
         }
-        let link = if self.is_alive() { self.driver.link() } else { Link::Down };
+        let mut link = if self.is_alive() { self.driver.link() } else { Link::Down };
+        if self.state == State::Running && self.is_stalled(link != Link::Down) {
+            link = Link::Down;
+        }
         if self.link.replace(link) != Some(link) {
             self.events.push(DeviceEvent::Link(link));
         }

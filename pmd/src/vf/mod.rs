@@ -8,10 +8,12 @@
 mod driver;
 mod life;
 mod setup;
+pub mod watchdog;
 
 pub use driver::{Agreed, Rung, VfDriver};
 pub use life::Vf;
 pub use setup::{Place, Wishes};
+pub use watchdog::Progress;
 
 use std::sync::Arc;
 

@@ -124,7 +124,7 @@ fn parts(packed: bool, more: &[u32], filled: u32, spare: usize) -> (Parts, DmaSl
     let ring = Ring::new(ring, layout);
     let raw = Raw { areas: ring.areas(), packed, used: 0, wrap: true, next: 0, next_wrap: true };
     let doorbell = Doorbell::new(Arc::new(Deaf), 0, 0, false);
-    let health = Arc::new(Health::new(1000));
+    let health = Arc::<Health>::default();
     (Parts { ring, size: SIZE, doorbell, counters: Arc::default(), health }, buffers, raw)
 }
 

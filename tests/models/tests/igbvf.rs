@@ -11,7 +11,7 @@ use models::exam::{Exam, RECOVERY, numbered};
 use models::guest::Guest;
 use models::igbvf::{Igbvf as Model, Wrong};
 use models::packets::{Ip, Transport, check, packet, partial};
-use models::{Fault, InProcess};
+use models::{Fault, InProcess, Stall};
 use pmd::igbvf::{IDS, Igbvf, Patience, Setup};
 use pmd::pci::PciFunction;
 use pmd::vf::{Place, Vf, Wishes};
@@ -21,7 +21,8 @@ use pmd::{
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
-const PATIENCE: Patience = Patience { interval: Duration::from_micros(50), looks: 40 };
+const PATIENCE: Patience =
+    Patience { interval: Duration::from_micros(50), looks: 40, stall: Duration::from_millis(200) };
 
 /// Opens the driver as that of an 82576, or as that of an I350 where `device` is 1.
 fn open(function: Arc<InProcess<Model>>, device: usize, wishes: Wishes) -> Result<Vf<Igbvf>, DeviceError> {
@@ -515,6 +516,19 @@ fn a_device_that_never_reports_what_it_sent_takes_a_ring_and_no_more() {
     exam.queues().transmit[0].abort(&mut done);
     assert_eq!(exam.queues().transmit[0].outstanding(), 0);
     exam.no_faults();
+}
+
+#[test]
+fn a_device_that_never_reports_what_it_sent_is_reset() {
+    exam().notices_a_stall(Stall {
+        set: |model, _, stalls| model.wrong = stalls.then_some(Wrong::NoTransmitReport),
+        set_link: |model, _, up| {
+            model.pf.link = up;
+            model.ping(true);
+        },
+        limit: PATIENCE.stall,
+        worker_looks: true,
+    });
 }
 
 #[test]

@@ -7,11 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use models::InProcess;
 use models::exam::{Exam, RECOVERY, length, numbered};
 use models::guest::Guest;
 use models::ixgbevf::{Api, Ixgbevf as Model, Mode, Options, Part, Wrong};
 use models::packets::{Ip, Transport, check, packet, partial};
+use models::{InProcess, Stall};
 use pmd::ixgbevf::{IDS, Ixgbevf, Patience, Setup};
 use pmd::pci::PciFunction;
 use pmd::vf::{Place, Vf, Wishes};
@@ -23,7 +23,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 const PARTS: [Part; 4] = [Part::I82599, Part::X540, Part::X550, Part::X552];
 const APIS: [Api; 6] = [Api::V10, Api::V11, Api::V12, Api::V13, Api::V14, Api::V15];
-const PATIENCE: Patience = Patience { interval: Duration::from_micros(50), looks: 40 };
+const PATIENCE: Patience =
+    Patience { interval: Duration::from_micros(50), looks: 40, stall: Duration::from_millis(200) };
 /// Where the exam's frames go to.
 const MAC: MacAddress = MacAddress([0x52, 0x54, 0, 0, 0, 2]);
 
@@ -579,6 +580,16 @@ fn a_device_that_never_reports_what_it_sent_takes_a_ring_and_no_more() {
         assert!(exam.queues().transmit[0].outstanding() == 0 && begin.elapsed() < Duration::from_secs(1));
         exam.no_faults();
     }
+}
+
+#[test]
+fn a_device_that_never_reports_what_it_sent_is_reset() {
+    exam().notices_a_stall(Stall {
+        set: |model, _, stalls| model.wrong = stalls.then_some(Wrong::NoWriteBack),
+        set_link: |model, bus, up| model.set_link(bus, up),
+        limit: PATIENCE.stall,
+        worker_looks: true,
+    });
 }
 
 #[test]
