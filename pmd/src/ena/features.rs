@@ -2,6 +2,7 @@
 
 use super::admin::{AdminError, AdminQueue, Command, Opcode, Reply};
 use super::mmio::Mmio;
+use super::tx::MOST_DESCRIPTORS;
 use crate::mac::MacAddress;
 
 /// Address, features, capabilities. Every device has it.
@@ -210,7 +211,9 @@ impl LlqLayout {
             .word(VALUE + 4, u32::from(before) << 16)
             .word(VALUE + 5, u32::from(stride) << 16)
             .word(VALUE + 7, both);
-        let usable = queues > 0 && before_header * 16 < entry && (flags & 2 == 0 || layout.burst > 0);
+        // A frame that is longer than what may come between two doorbells could never be sent.
+        let longest = layout.entries(MOST_DESCRIPTORS);
+        let usable = queues > 0 && before_header * 16 < entry && (flags & 2 == 0 || layout.burst >= longest);
         usable.then_some((layout, command))
     }
 

@@ -406,8 +406,9 @@ impl Ena {
             tcp_v4: cuts && offloads.tcp_v4(),
             tcp_v6: cuts && offloads.tcp_v6(),
             ecn: cuts && offloads.ecn(),
-            udp: false,
             by_header: true,
+            limits: tx::limits(deal.llq.as_ref(), deal.max_frame),
+            ..Capabilities::NONE
         }
     }
 

@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use arrayvec::ArrayVec;
 
-use super::descriptor::{self, Meta, Sent, Words};
+use super::descriptor::{self, MOST_SEGMENT, Meta, Sent, Words};
+use super::features::LlqLayout;
 use super::health::{Breach, Health};
 use super::llq::Submissions;
 use crate::device::{Accepted, Completions, TransmitQueue};
@@ -23,7 +24,7 @@ use crate::frame::{Frame, Frames, MIN_FRAME, Segment};
 use crate::memory::{BUFFER_SIZE, DmaSlice, SlotBuffers};
 use crate::net::layers::{Layers, Transport};
 use crate::net::packet::Version;
-use crate::offload::{Capabilities, Segmentation};
+use crate::offload::{Capabilities, Limits, Segmentation};
 use crate::registers::Registers;
 use crate::vf::Progress;
 
@@ -35,6 +36,17 @@ const MOST_BYTES: u32 = 16 << 10;
 pub const MOST_DESCRIPTORS: usize = 2 + LONGEST_CUT.div_ceil(MOST_BYTES) as usize;
 /// Bytes of a frame that are looked at for its headers.
 const LOOKED_AT: u32 = 256;
+
+/// What a device takes, where frames of up to `max_frame` bytes are sent: one that reads headers from the entries of a low
+/// latency queue must find all of them there.
+pub fn limits(llq: Option<&LlqLayout>, max_frame: u32) -> Limits {
+    Limits {
+        headers: llq.map_or(LOOKED_AT as u16, LlqLayout::max_header),
+        cut: LONGEST_CUT,
+        segment: (1, MOST_SEGMENT),
+        segment_frame: max_frame,
+    }
+}
 
 /// What the transmit queues of a device count for the slow side.
 #[derive(Debug, Default)]
@@ -428,6 +440,16 @@ mod tests {
     use std::ptr::NonNull;
 
     const DEPTH: u16 = 128;
+    /// The usual one: 96 bytes of headers.
+    const LAYOUT: LlqLayout = LlqLayout {
+        queues: 1,
+        depth: 128,
+        entry: 128,
+        before_header: 2,
+        per_entry: 8,
+        meta_always: true,
+        burst: 0,
+    };
 
     struct Device {
         doorbell: Arc<Doorbell>,
@@ -535,6 +557,21 @@ mod tests {
     }
 
     #[test]
+    fn all_within_its_limits_is_sent_and_what_lies_outside_is_not() {
+        for layout in [None, Some(LAYOUT)] {
+            let (inside, outside) = crate::offload::limits::tests::edges(&limits(layout.as_ref(), 9234));
+            for (sent, frames) in [(true, inside), (false, outside)] {
+                for (frame, offload) in frames {
+                    let (mut queue, device) = queue(layout);
+                    assert_eq!(transmit(&mut queue, &mut [frame], offload), 1);
+                    let expected = (sent, u64::from(!sent));
+                    assert_eq!((queue.tail > 0, device.errors()), expected, "{layout:?} {offload:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn frames_that_complete_out_of_order_give_their_ids_back_at_once_and_their_buffers_in_order() {
         let (mut queue, mut device) = queue(None);
         assert_eq!(transmit(&mut queue, &mut [vec![1; 60], vec![2; 5000], vec![3; 60]], Offload::NONE), 3);
@@ -628,16 +665,7 @@ mod tests {
 
     #[test]
     fn a_burst_into_the_device_is_pushed_with_one_doorbell() {
-        let layout = LlqLayout {
-            queues: 1,
-            depth: 128,
-            entry: 128,
-            before_header: 2,
-            per_entry: 8,
-            meta_always: true,
-            burst: 0,
-        };
-        let (mut queue, device) = queue(Some(layout));
+        let (mut queue, device) = queue(Some(LAYOUT));
         let mut frames: Vec<Vec<u8>> = (0..32).map(|n| vec![n; 90]).collect();
         assert_eq!(transmit(&mut queue, &mut frames, Offload::NONE), 32);
         assert_eq!((device.doorbell.writes(), device.doorbell.reads(), device.doorbell.last()), (1, 0, 32));

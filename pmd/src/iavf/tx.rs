@@ -21,7 +21,7 @@ use crate::memory::{BUFFER_SIZE, DmaSlice, SlotBuffers};
 use crate::net::checksum::Sum;
 use crate::net::layers::Layers;
 use crate::net::packet::{LOOKED_AT, TCP, Version};
-use crate::offload::{Capabilities, Segmentation};
+use crate::offload::{Capabilities, Limits, Segmentation};
 use crate::registers::Registers;
 use crate::vf::Progress;
 
@@ -31,6 +31,8 @@ const MASK: u16 = RING - 1;
 const MOST_BUFFERS: u32 = 8;
 const _: () = assert!(LONGEST_FRAME.div_ceil(BUFFER_SIZE) + 2 <= MOST_BUFFERS);
 const _: () = assert!(BUFFER_SIZE <= MAX_TRANSMIT_BUFFER);
+// Whatever may be cut fits into the ring.
+const _: () = assert!(MAX_CUT.div_ceil(BUFFER_SIZE) + 1 < MASK as u32);
 
 /// What transmit queues count for the slow side.
 #[derive(Debug, Default)]
@@ -106,14 +108,14 @@ impl IavfTransmit {
         offloads: bool,
         counters: Arc<TransmitCounters>,
     ) -> Self {
-        let capabilities = Capabilities {
-            checksum: true,
-            tcp_v4: true,
-            tcp_v6: true,
-            ecn: true,
-            udp: false,
-            by_header: true,
+        // Its fields hold all headers that are looked at.
+        let limits = Limits {
+            cut: MAX_CUT,
+            segment: (*SEGMENT_SIZES.start(), *SEGMENT_SIZES.end()),
+            segment_frame: max_frame,
+            ..Limits::NONE
         };
+        let capabilities = Capabilities { udp: false, by_header: true, limits, ..Capabilities::ALL };
         let tail_register = QTX_TAIL1 + 4 * u32::from(number);
         registers.write(tail_register, 0);
         Self {
@@ -200,8 +202,7 @@ impl IavfTransmit {
         }
         let fits = SEGMENT_SIZES.contains(&offload.segment_size)
             && headers + u32::from(offload.segment_size) <= self.max_frame
-            && payload <= MAX_CUT
-            && SlotBuffers::needed(len) < u32::from(MASK);
+            && len <= MAX_CUT;
         if fits { Ok(Plan::Cut(layers, offload.segment_size)) } else { Err(Unfit::Length) }
     }
 
@@ -318,6 +319,7 @@ mod tests {
     use crate::frame::{Burst, Token};
     use crate::memory::dma::DmaMemory;
     use crate::memory::dma::tests::{FakeMap, OFFSET};
+    use crate::offload::limits::tests as limits;
     use crate::offload::{Checksum, Offload};
     use proptest::prelude::*;
     use std::ptr::NonNull;
@@ -453,6 +455,20 @@ mod tests {
         assert_eq!(ring.send().1, [vec![3; 60]]);
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         assert_eq!((count(&ring.counters.length), count(&ring.counters.headers)), (5, 2));
+    }
+
+    #[test]
+    fn all_within_its_limits_is_sent_and_what_lies_outside_is_not() {
+        let (inside, outside) = limits::edges(&queue().0.capabilities().limits);
+        for (sent, frames) in [(true, inside), (false, outside)] {
+            for frame in frames {
+                let (mut queue, ring) = queue();
+                let offload = frame.1;
+                assert_eq!(queue.transmit(burst(&mut [frame]).frames()), Accepted::Copied(1));
+                let refused = ring.counters.sum();
+                assert_eq!((queue.tail > 0, refused), (sent, u64::from(!sent)), "{offload:?}");
+            }
+        }
     }
 
     #[test]

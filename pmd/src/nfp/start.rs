@@ -53,7 +53,14 @@ impl Nfp {
 
     fn capabilities(&self, firmware: &Firmware) -> Capabilities {
         let (checksum, cuts) = (firmware.has(TXCSUM), self.cuts(firmware));
-        Capabilities { checksum, tcp_v4: cuts, tcp_v6: cuts, ecn: false, udp: false, by_header: checksum }
+        Capabilities {
+            checksum,
+            tcp_v4: cuts,
+            tcp_v6: cuts,
+            by_header: checksum,
+            limits: tx::limits(firmware.max_frame()),
+            ..Capabilities::NONE
+        }
     }
 
     /// Memory for the rings of one queue pair.

@@ -10,9 +10,10 @@ use crate::device::{Accepted, ReceiveQueue, TransmitQueue};
 use crate::frame::{Burst, MIN_FRAME, Segment, Token};
 use crate::memory::BUFFER_SIZE;
 use crate::memory::dma::tests::{FakeMap, OFFSET};
-use crate::offload::Capabilities;
+use crate::offload::{Capabilities, Offload, Segmentation};
 use crate::registers::Registers;
 use transport::Doorbell;
+use tx::FEWEST_SLOTS;
 
 const SIZE: u16 = 16;
 const BUFFERS: usize = 40;
@@ -126,6 +127,29 @@ fn parts(packed: bool, more: &[u32], filled: u32, spare: usize) -> (Parts, DmaSl
     let doorbell = Doorbell::new(Arc::new(Deaf), 0, 0, false);
     let health = Arc::<Health>::default();
     (Parts { ring, size: SIZE, doorbell, counters: Arc::default(), health }, buffers, raw)
+}
+
+#[test]
+fn all_that_it_says_it_cuts_is_sent_and_what_is_longer_is_not() {
+    let capabilities = Features(u64::MAX).capabilities();
+    for (len, sent) in [(capabilities.limits.cut, true), (capabilities.limits.cut + 1, false)] {
+        let bytes = SlotBuffers::bytes(FEWEST_SLOTS);
+        let (parts, memory, _) = parts(false, &[], 0, bytes);
+        let counters = Arc::clone(&parts.counters);
+        let mut queue = VirtioTransmit::new(parts, memory, FEWEST_SLOTS, 1514, capabilities);
+        let mut frame = vec![7; len as usize];
+        // SAFETY: the frame outlives the burst.
+        let whole = unsafe { Segment::new(NonNull::from(&mut frame[0]).cast(), len) };
+        let mut burst = Burst::new();
+        let segmentation = Segmentation::TcpV4;
+        assert!(burst.push_whole(
+            whole,
+            Token(0),
+            Offload { segmentation, segment_size: 1000, ..Offload::NONE }
+        ));
+        assert_eq!(queue.transmit(burst.frames()), Accepted::Copied(1));
+        assert_eq!((queue.in_flight().1 > 0, counters.errors()), (sent, u64::from(!sent)));
+    }
 }
 
 proptest! {

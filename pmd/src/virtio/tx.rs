@@ -24,7 +24,7 @@ use crate::vf::Progress;
 /// Fewest slots of a queue: the longest frames take 33.
 pub const FEWEST_SLOTS: u16 = 128;
 /// Longest frame that is still to be cut, in bytes: what an IP packet can have, with its Ethernet header and VLAN tag.
-const LONGEST: u32 = 65_535 + 18;
+pub const LONGEST: u32 = 65_535 + 18;
 /// Descriptors of a frame, at most.
 const MOST_DESCRIPTORS: u16 = 2;
 

@@ -14,7 +14,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::context::{Contexts, Task, fill_checksum};
+use super::context::{Contexts, LONGEST_HEADERS, Task, fill_checksum};
 use super::descriptor::{Context, Manner, is_transmitted, reporting};
 use super::family::{Family, RING, ring};
 use super::pair;
@@ -23,7 +23,7 @@ use crate::device::{Accepted, Completions, TransmitQueue};
 use crate::frame::{Frame, Frames, MIN_FRAME, MIN_WIRE, Segment, Token, gather};
 use crate::memory::{BUFFER_SIZE, DmaSlice, GuestWindows, SlotBuffers};
 use crate::net::packet::LOOKED_AT;
-use crate::offload::{Capabilities, Segmentation};
+use crate::offload::{Capabilities, Limits, Segmentation};
 use crate::pci::PciFunction;
 use crate::registers::Registers;
 use crate::vf::Progress;
@@ -447,7 +447,13 @@ impl IntelTransmit {
 
 impl TransmitQueue for IntelTransmit {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { checksum: true, tcp_v4: true, tcp_v6: true, ecn: true, udp: false, by_header: true }
+        let limits = Limits {
+            headers: LONGEST_HEADERS,
+            cut: LONGEST_CUT,
+            segment_frame: self.max_frame,
+            ..Limits::NONE
+        };
+        Capabilities { udp: false, by_header: true, limits, ..Capabilities::ALL }
     }
 
     #[inline]

@@ -9,6 +9,7 @@ use crate::intel::family::ENABLE;
 use crate::memory::dma::DmaMemory;
 use crate::memory::dma::tests::{FakeMap, OFFSET};
 use crate::memory::guest::tests::Pages;
+use crate::offload::limits::tests as limits;
 use crate::offload::{Checksum, Offload};
 use proptest::prelude::*;
 use std::ptr::NonNull;
@@ -462,6 +463,22 @@ fn burst_with(pieces: &[Segment], offload: Offload) -> Burst {
 fn whole(bytes: &mut [u8]) -> Segment {
     // SAFETY: the tests keep the bytes while the segment is used.
     unsafe { Segment::new(NonNull::new(bytes.as_mut_ptr()).unwrap(), bytes.len() as u32) }
+}
+
+#[test]
+fn all_within_its_limits_is_sent_and_what_lies_outside_is_not() {
+    let (inside, outside) = limits::edges(&queue().0.capabilities().limits);
+    for (sent, frames) in [(true, inside), (false, outside)] {
+        for (mut frame, offload) in frames {
+            let (mut queue, ring) = queue();
+            assert_eq!(
+                queue.transmit(burst_with(&[whole(&mut frame)], offload).frames()),
+                Accepted::Copied(1)
+            );
+            let refused = ring.counters.errors.load(Ordering::Relaxed);
+            assert_eq!((queue.tail > 0, refused), (sent, u64::from(!sent)), "{offload:?}");
+        }
+    }
 }
 
 #[test]
