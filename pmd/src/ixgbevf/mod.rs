@@ -36,6 +36,7 @@ use crate::intel::pair::{self, Pairs};
 use crate::intel::rx::ReceiveCounters;
 use crate::intel::tx::TransmitCounters;
 use crate::mac::MacAddress;
+use crate::memory::Kept;
 use crate::pci::{Ids, PciFunction};
 use crate::registers::{ALL_ONES, Caching, Registers};
 use crate::vf::{Agreed, Place, Rung, Vf, VfDriver, Wishes};
@@ -195,7 +196,7 @@ impl VfDriver for Ixgbevf {
         })
     }
 
-    fn enable(&mut self) -> Result<Queues, DeviceError> {
+    fn enable(&mut self, kept: &mut Kept) -> Result<Queues, DeviceError> {
         rss::spread(&*self.registers, self.pairs, self.own_rss);
         let pairs = Pairs {
             device: &self.place,
@@ -207,7 +208,7 @@ impl VfDriver for Ixgbevf {
             received: &self.receive,
             transmitted: &self.transmit,
         };
-        pairs.start(self.pairs)
+        pairs.start(self.pairs, kept)
     }
 
     fn quiesce(&mut self) -> bool {

@@ -44,6 +44,7 @@ pub use tx::NfpTransmit;
 
 use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues, TransmitQueue};
 use crate::mac::MacAddress;
+use crate::memory::Kept;
 use crate::pci::{Ids, PciFunction};
 use crate::registers::Caching;
 use crate::vf::{Agreed, Place, Progress, Rung, Vf, VfDriver, Wishes};
@@ -295,10 +296,10 @@ impl VfDriver for Nfp {
         })
     }
 
-    fn enable(&mut self) -> Result<Queues, DeviceError> {
+    fn enable(&mut self, kept: &mut Kept) -> Result<Queues, DeviceError> {
         let unasked = || DeviceError::Failed(format!("{}: the firmware was not asked", self.place));
         let partner = self.partner.as_ref().ok_or_else(unasked)?;
-        let (given, rings) = (self.switch_on(partner)?, partner.rings);
+        let (given, rings) = (self.switch_on(partner, kept)?, partner.rings);
         self.transmit.lost.store(false, Ordering::Relaxed);
         let progresses = given.transmit.iter().filter_map(TransmitQueue::progress);
         self.rings = (0..rings)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues};
 use crate::mac::MacAddress;
+use crate::memory::Kept;
 
 /// How far a driver is proven. Each rung includes those below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,8 +71,9 @@ pub trait VfDriver: Send + fmt::Debug {
     fn agree(&mut self) -> Result<Agreed, DeviceError>;
 
     /// Gets memory, programs the rings and switches them on. Follows an [`agree`](Self::agree) with nothing in between;
-    /// the function may do DMA. [`quiesce`](Self::quiesce) follows an error.
-    fn enable(&mut self) -> Result<Queues, DeviceError>;
+    /// the function may do DMA. [`quiesce`](Self::quiesce) follows an error, and the memory, all of which is cut with `kept`, goes
+    /// after that.
+    fn enable(&mut self, kept: &mut Kept) -> Result<Queues, DeviceError>;
 
     /// Ends all DMA of the queues, within 100 ms; whether the device confirmed that. The function is reset where it did not.
     /// Called in any state, also on a device that has left.

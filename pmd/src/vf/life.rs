@@ -9,8 +9,7 @@ use super::watchdog::Watchdog;
 use crate::device::{
     Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues, TransmitQueue,
 };
-use crate::memory::DmaMap;
-use crate::memory::dma::keeping;
+use crate::memory::{DmaMap, Kept};
 use crate::pci::PciFunction;
 
 /// Calls of `service` between two looks at the counters, which must not wrap in between: about 1 s.
@@ -215,8 +214,8 @@ impl<D: VfDriver> Device for Vf<D> {
         self.function.set_bus_master(true).map_err(|cause| {
             DeviceError::Failed(format!("{name}: cannot allow it DMA: {cause}; see dmesg"))
         })?;
-        let (enabled, kept) = keeping(|| self.driver.enable());
-        match enabled {
+        let mut kept = Kept::default();
+        match self.driver.enable(&mut kept) {
             Ok(queues) => {
                 self.state = State::Running;
                 self.watchdog = Watchdog::over(queues.transmit.iter().filter_map(TransmitQueue::progress));

@@ -40,7 +40,7 @@ pub use tx::VirtioTransmit;
 
 use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues, Receive, Transmit};
 use crate::mac::MacAddress;
-use crate::memory::{DmaMap, DmaMemory, DmaSlice, SlotBuffers};
+use crate::memory::{DmaMap, DmaMemory, DmaSlice, Kept, SlotBuffers};
 use crate::pci::{Ids, PciFunction};
 use crate::vf::watchdog::STALL;
 use crate::vf::{Agreed, Place, Rung, Vf, VfDriver, Wishes};
@@ -303,7 +303,7 @@ impl VfDriver for Virtio {
         })
     }
 
-    fn enable(&mut self) -> Result<Queues, DeviceError> {
+    fn enable(&mut self, kept: &mut Kept) -> Result<Queues, DeviceError> {
         let terms = self.terms.ok_or_else(|| self.failed("was not agreed with"))?;
         let Terms { features, max_frame, pairs: most_pairs, .. } = terms;
         let pairs = self.setup.wishes.queue_pairs.get().min(most_pairs);
@@ -330,7 +330,7 @@ impl VfDriver for Virtio {
         let map = Arc::clone(&self.function) as Arc<dyn DmaMap>;
         let memory = DmaMemory::new(map, DmaMemory::needed(&sizes), &format!("virtio {}", self.setup.place))?;
         tracing::debug!(device = %self.setup.place, bytes = memory.len(), huge = memory.is_huge(), "DMA memory");
-        let mut slices = memory.carve_all(&sizes)?.into_iter();
+        let mut slices = kept.carve_all(memory, &sizes)?.into_iter();
         let mut memories: Vec<Memory> = Vec::with_capacity(layouts.len());
         while let (Some(ring), Some(buffers)) = (slices.next(), slices.next()) {
             memories.push(Memory { ring, buffers });
