@@ -8,6 +8,9 @@ use super::registers::*;
 use super::{Ena, REASON_GENERIC, features, reason};
 use crate::device::Link;
 
+/// Most kinds of warnings that are told, one each: a device that has more wants attention, not more lines.
+const MOST_WARNINGS: usize = 16;
+
 impl Ena {
     /// What the device has said; why it must be reset, if it must.
     pub(super) fn hear(&mut self) -> Option<(u8, String)> {
@@ -28,15 +31,25 @@ impl Ena {
                     let text = format!("the device asks to be reset, syndrome {syndrome}");
                     trouble = Some((REASON_GENERIC, text));
                 }
-                Event::Warning(syndrome) => {
+                Event::Warning(syndrome) if self.is_new(syndrome) => {
                     self.notices.push(format!("{}: the device warns, syndrome {syndrome}", self.place));
                 }
+                Event::Warning(_) => {}
                 Event::Other(group, syndrome) => {
                     tracing::debug!(device = %self.place, group, syndrome, "unknown event");
                 }
             }
         }
         trouble
+    }
+
+    /// Whether the operator has not been told of a warning yet, and is to be.
+    fn is_new(&mut self, syndrome: u16) -> bool {
+        let new = !self.warnings.contains(&syndrome) && self.warnings.len() < MOST_WARNINGS;
+        if new {
+            self.warnings.push(syndrome);
+        }
+        new
     }
 
     /// Mbit/s, from devices that say it.

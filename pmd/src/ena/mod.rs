@@ -13,9 +13,9 @@
 //! descriptors in memory of the host and in the device, and Linux's own driver accepts that model
 //! (`tests/kernel/ena.sh`). It has never been on silicon.
 //!
-//! What it does not do: send from memory of a guest, headers longer than an entry of 128 bytes has room for (where the
-//! device has narrow ones), checksum offload on a device that has it for IPv4 alone, time stamps, the device's own
-//! notifications of a poor configuration.
+//! What it does not do: send from memory of a guest, checksums and cuts behind headers longer than an entry has room for (which
+//! are done for it), checksum offload on a device that has it for IPv4 alone, time stamps, the device's own notifications of
+//! a poor configuration.
 
 mod admin;
 mod deal;
@@ -154,6 +154,8 @@ pub struct Ena {
     /// Told with the next events.
     notices: Vec<String>,
     slow_pushes_told: bool,
+    /// Syndromes of warnings that were told.
+    warnings: Vec<u16>,
 }
 
 impl Ena {
@@ -197,6 +199,7 @@ impl Ena {
             reason: reason::NORMAL,
             notices: Vec::new(),
             slow_pushes_told: false,
+            warnings: Vec::new(),
         };
         Vf::open(function, &place, driver)
     }

@@ -44,6 +44,8 @@ pub struct Vf<D: VfDriver> {
     /// What the device last counted.
     statistics: DeviceStatistics,
     calls: u32,
+    /// Nothing has been asked of it since it was made quiet, or was found to have left.
+    at_rest: bool,
     /// Over the transmit queues that are out.
     watchdog: Watchdog,
 }
@@ -69,6 +71,7 @@ impl<D: VfDriver> Vf<D> {
             events: Vec::new(),
             statistics: DeviceStatistics::default(),
             calls: 0,
+            at_rest: false,
             watchdog: Watchdog::default(),
         };
         device.agree()?;
@@ -86,6 +89,7 @@ impl<D: VfDriver> Vf<D> {
     }
 
     fn agree(&mut self) -> Result<(), DeviceError> {
+        self.at_rest = false;
         let Agreed { mac, max_frame, filters_by_mac, notices } = self.driver.agree()?;
         if self.identity.mac.is_some_and(|old| old != mac) {
             self.events.push(DeviceEvent::MacChanged(mac));
@@ -100,6 +104,9 @@ impl<D: VfDriver> Vf<D> {
 
     /// Whether the device certainly does no DMA any more.
     fn quiesce(&mut self) -> bool {
+        if self.at_rest {
+            return true;
+        }
         let mut quiet = self.driver.quiesce();
         // A function that cannot be reset either is kept from the bus.
         if !quiet {
@@ -116,6 +123,8 @@ impl<D: VfDriver> Vf<D> {
         if self.state != State::Gone {
             self.state = State::Stopped;
         }
+        // One that has left cannot be made any quieter.
+        self.at_rest = quiet || self.state == State::Gone;
         quiet
     }
 
@@ -211,6 +220,7 @@ impl<D: VfDriver> Device for Vf<D> {
             State::Stopped => self.agree()?,
             State::Ready => {}
         }
+        self.at_rest = false;
         self.function.set_bus_master(true).map_err(|cause| {
             DeviceError::Failed(format!("{name}: cannot allow it DMA: {cause}; see dmesg"))
         })?;

@@ -141,6 +141,11 @@ impl Virtio {
                  such devices have disable-modern=off"
             ))
         })?;
+        if let Some(fault) = structures.misplaced() {
+            return Err(DeviceError::Unsupported(format!(
+                "{place} cannot be used: {fault}; update its firmware, or the hypervisor"
+            )));
+        }
         let driver = Self {
             transport: Transport::new(structures.map(&function)?),
             function: Arc::clone(&function),
@@ -206,7 +211,7 @@ impl Virtio {
         let doorbell = self
             .transport
             .doorbell(queue, self.features())
-            .ok_or_else(|| self.failed(&format!("has no place where queue {queue} could be notified")))?;
+            .map_err(|cause| self.failed(&format!("wants queue {queue} to be notified {cause}")))?;
         let interrupts = self.transport.enable(queue, layout.size, &ring, vector);
         let (counters, health) = (Arc::clone(counters), Arc::clone(&self.health));
         Ok((Parts { ring, size: layout.size, doorbell, counters, health }, interrupts))

@@ -149,16 +149,18 @@ impl VirtioTransmit {
     /// Copies a frame of a length that can be sent; `false` when there is no room for it.
     #[inline]
     fn send(&mut self, frame: &Frame, segments: &[Segment]) -> bool {
-        let len = LENGTH + frame.len().max(MIN_WIRE);
+        let offload = frame.offload();
+        // What fills up a frame that is cut would be taken for payload.
+        let short = frame.len() < MIN_WIRE && offload.segmentation == Segmentation::None;
+        let len = LENGTH + if short { MIN_WIRE } else { frame.len() };
         let needed = len.div_ceil(BUFFER_SIZE) as u16;
         let room = self.flights.len() as u16 - self.used_descriptors;
         if needed > self.slots - self.used_slots || room < MOST_DESCRIPTORS {
             return false;
         }
         // Nothing but what is left to the device may be in it (5.1.6.2.1).
-        let offload = frame.offload();
         let header = if offload.is_done() { [0; LENGTH as usize] } else { net_header::write(offload, 0) };
-        if frame.len() < MIN_WIRE {
+        if short {
             self.buffers.segment(self.slot, LENGTH + MIN_WIRE).copy_from(&[0; (LENGTH + MIN_WIRE) as usize]);
         }
         self.buffers.segment(self.slot, LENGTH).write_array(&header);

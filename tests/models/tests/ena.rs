@@ -314,9 +314,22 @@ mod low_latency_queues {
     #[test]
     fn entries_of_every_size_are_filled() {
         for entries in [1, 2, 4] {
-            let llq = Some(Llq { entries, depth: 512, meta_always: entries == 4, burst: 2048 });
+            let llq =
+                Some(Llq { entries, recommended: 1, depth: 512, meta_always: entries == 4, burst: 2048 });
             let mut exam = exam(Settings { llq, ..Settings::newest() });
             exam.sends_numbered_frames(2_000, 9230);
+            exam.fills_in_checksums();
+            exam.cuts_tcp();
+        }
+    }
+
+    #[test]
+    fn entries_are_wide_where_the_device_recommends_it() {
+        for (recommended, headers) in [(4, 224), (1, 96), (0, 96)] {
+            let llq = Some(Llq { entries: 5, recommended, depth: 512, meta_always: true, burst: 2048 });
+            let mut exam = exam(Settings { llq, ..Settings::newest() });
+            assert_eq!(exam.queues().transmit[0].capabilities().limits.headers, headers);
+            exam.sends_numbered_frames(1_000, 9230);
             exam.fills_in_checksums();
             exam.cuts_tcp();
         }
@@ -347,7 +360,7 @@ mod low_latency_queues {
 
     #[test]
     fn a_device_that_refuses_them_gets_descriptors_in_memory_of_the_host() {
-        let llq = Some(Llq { entries: 0, depth: 512, meta_always: false, burst: 0 });
+        let llq = Some(Llq { entries: 0, recommended: 1, depth: 512, meta_always: false, burst: 0 });
         let mut exam = exam(Settings { llq, ..Settings::nitro() });
         exam.sends_numbered_frames(1_000, 1514);
         exam.fills_in_checksums();
@@ -494,6 +507,13 @@ mod troubles {
         exam.function.with(|model, bus| model.tell_warning(bus));
         assert!(exam.hears(|event| matches!(event, DeviceEvent::Notice(text) if text.contains("warns"))));
         assert!(exam.traffic_is_back());
+        let warns =
+            |event: &DeviceEvent| matches!(event, DeviceEvent::Notice(text) if text.contains("warns"));
+        for _ in 0..3 {
+            exam.function.with(|model, bus| model.tell_warning(bus));
+            let told = exam.device.service();
+            assert!(!told.iter().any(warns), "each is told once: {told:?}");
+        }
     }
 
     #[test]
