@@ -331,7 +331,13 @@ impl EnaTransmit {
         if full || buffers > self.depth - self.filled {
             return None;
         }
-        let len = self.buffers.copy_frame(segments, len, self.buffer);
+        let len = if frame.offload().segmentation == Segmentation::None {
+            self.buffers.copy_frame(segments, len, self.buffer)
+        } else {
+            // What fills up a frame that is cut would be taken for payload.
+            self.buffers.copy(segments, self.buffer);
+            len
+        };
         let pushed = self.submissions.pushed().min(len);
         let needed = if frame.offload().is_done() { pushed } else { len.min(LOOKED_AT) };
         let mut headers = [0; LOOKED_AT as usize];
@@ -554,6 +560,27 @@ mod tests {
         }
         let Accepted::Copied(accepted) = queue.transmit(burst.frames()) else { panic!("not copied") };
         accepted
+    }
+
+    #[test]
+    fn a_short_frame_that_is_cut_is_not_filled_up_behind_its_payload() {
+        for payload in [2usize, 3, 5] {
+            let (mut queue, mut device) = queue(None);
+            let mut frame = vec![2u8; 12];
+            frame.extend([8, 0, 0x45, 0, 0, 40 + payload as u8, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+            frame.extend([10, 0, 0, 1, 10, 0, 0, 2]);
+            frame.extend([0, 9, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x18, 0, 0, 0, 0, 0, 0]);
+            frame.resize(54 + payload, 7);
+            let offload = Offload {
+                checksum: Checksum::Partial { start: 34, offset: 16 },
+                segmentation: Segmentation::TcpV4,
+                segment_size: 1,
+                header_length: 54,
+                ..Offload::NONE
+            };
+            assert_eq!(transmit(&mut queue, &mut [frame.clone()], offload), 1);
+            assert!(device.take().iter().map(|(_, bytes)| bytes).eq([&frame]), "{payload}");
+        }
     }
 
     #[test]

@@ -492,8 +492,9 @@ impl TransmitQueue for IntelTransmit {
             let quiet = pair::disable(&*self.registers, std::iter::once(control));
             // What a guest gets back it writes to: the device must not read it any more.
             if let (false, Some(function)) = (quiet, &self.function)
-                && let Err(cause) = function.set_bus_master(false)
+                && let Err(cause) = function.set_bus_master(false).or_else(|_| function.reset())
             {
+                // It has left, then.
                 tracing::debug!(%cause, "a queue that does not stop is not kept from the bus");
             }
             self.clean = self.tail;
