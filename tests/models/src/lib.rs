@@ -21,6 +21,7 @@ pub mod iavf;
 pub mod igbvf;
 pub mod in_process;
 pub mod ixgbevf;
+pub mod kindred;
 pub mod model;
 pub mod nfp;
 pub mod packets;
