@@ -22,6 +22,7 @@ use crate::frame::{Burst, Frames, Token};
 use crate::mac::MacAddress;
 use crate::memory::{DmaMap, GuestWindows};
 use crate::offload::Capabilities;
+use crate::vf::Progress;
 
 /// What is known about a device from the moment it is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,6 +202,11 @@ pub trait TransmitQueue: Send + fmt::Debug {
     /// Returns borrowed frames that are done, as many as `done` has room for.
     fn reclaim(&mut self, done: &mut Completions);
 
+    /// Where it notes how it gets on, for the watchdog of its device; `None` where nobody watches.
+    fn progress(&self) -> Option<Arc<Progress>> {
+        None
+    }
+
     /// Borrowed frames that have not come back.
     fn outstanding(&self) -> usize;
 
@@ -276,6 +282,9 @@ macro_rules! transmit_kinds {
             #[inline]
             fn reclaim(&mut self, done: &mut Completions) {
                 match self { $(Self::$variant(q) => q.reclaim(done),)* Self::Other(q) => q.reclaim(done) }
+            }
+            fn progress(&self) -> Option<Arc<Progress>> {
+                match self { $(Self::$variant(q) => q.progress(),)* Self::Other(q) => q.progress() }
             }
             #[inline]
             fn outstanding(&self) -> usize {

@@ -32,7 +32,7 @@ pub use device::{
 };
 pub use frame::{Burst, Frame, Frames, Segment, Token};
 pub use mac::MacAddress;
-pub use offload::{Capabilities, Checksum, Offload, Segmentation};
+pub use offload::{Capabilities, Checksum, Limits, Offload, Segmentation};
 pub use pci::Address;
 pub use registers::{Caching, Registers};
 pub use vf::{VfOptions, open_vf};

@@ -122,11 +122,21 @@ pub enum Sink {
 impl Sink {
     /// What frames may leave to it.
     #[inline]
-    pub(crate) fn capabilities(&self) -> Capabilities {
+    pub(crate) fn capabilities(&self) -> &Capabilities {
         match self {
             Self::Guest(ring) => ring.capabilities(),
-            Self::Device(sink) => sink.capabilities,
-            Self::Nobody(_) => Capabilities::ALL,
+            Self::Device(sink) => &sink.capabilities,
+            Self::Nobody(_) => &Capabilities::ALL,
+        }
+    }
+
+    /// Longest frame in bytes that it takes, unless it cuts it itself.
+    #[inline]
+    pub(crate) fn max_frame(&self) -> u32 {
+        match self {
+            Self::Device(sink) => sink.max_frame,
+            // What fits a guest's buffers shows when it is put there.
+            Self::Guest(_) | Self::Nobody(_) => u32::MAX,
         }
     }
 }

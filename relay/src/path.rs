@@ -141,13 +141,22 @@ impl Path {
         let mut ready = frames;
         if let Some(cutter) = &mut self.cutter {
             let capabilities = sink.capabilities();
-            let as_is = |(frame, _): &(&Frame, _)| capabilities.take_as_is(frame.offload());
+            let as_is = |(frame, _): &(&Frame, _)| capabilities.take_as_is(frame.offload(), frame.len());
             ready = frames.take(frames.iter().take_while(as_is).count());
             if ready.is_empty() && capabilities.by_header {
-                ready = cutter.look_over(frames, &capabilities);
+                ready = cutter.look_over(frames, capabilities);
             }
             if ready.is_empty() {
-                self.waiting.done += prepare(frames, self.pair, cutter, source, capabilities, counters);
+                let work = match frames.iter().next() {
+                    Some((frame, segments)) => Work::begin(segments, frame.offload(), capabilities),
+                    None => return false,
+                };
+                // One that nobody could send is dropped as one, not as many.
+                let work = match work {
+                    Ok(work) if work.longest() > sink.max_frame() => Err(DropReason::FrameTooLong),
+                    work => work,
+                };
+                self.waiting.done += prepare(frames, work, self.pair, cutter, source, counters);
                 return true;
             }
         }
@@ -264,17 +273,16 @@ impl Path {
     }
 }
 
-/// Prepares the first of `frames` for being cut; returns how many are done with (one, if it cannot be).
+/// Has the first of `frames` worked on; returns how many are done with (one, if it cannot be).
 fn prepare(
     frames: Frames<'_>,
+    work: Result<Work, DropReason>,
     pair: u8,
     cutter: &mut Cutter,
     source: &mut Source,
-    capabilities: Capabilities,
     counters: &LaneCounters,
 ) -> usize {
-    let Some((frame, segments)) = frames.iter().next() else { return 0 };
-    match Work::begin(segments, frame.offload(), &capabilities) {
+    match work {
         Ok(work) => {
             cutter.begin(work);
             0
@@ -362,7 +370,7 @@ impl Cutter {
     fn look_over(&mut self, frames: Frames<'_>, capabilities: &Capabilities) -> Frames<'_> {
         self.reset();
         for (frame, segments) in frames.iter() {
-            let fits = match capabilities.take_as_is(frame.offload()) {
+            let fits = match capabilities.take_as_is(frame.offload(), frame.len()) {
                 true => self.made.push_frame(frame, segments),
                 false => Work::begin(segments, frame.offload(), capabilities).is_ok_and(|mut work| {
                     let before = self.made.len();
@@ -430,7 +438,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use pmd::frame::gather;
-    use pmd::{Completions, Offload, Transmit};
+    use pmd::{Completions, Limits, Offload, Segmentation, Transmit};
 
     use super::*;
     use crate::driver::memory::GuestRam;
@@ -478,22 +486,17 @@ mod tests {
         frame
     }
 
-    #[test]
-    fn a_device_that_reads_headers_gets_what_it_can_do_in_one_burst() {
+    /// What a device with such capabilities is given of the frames that a guest sends, each behind its virtio-net header, and
+    /// what was counted.
+    fn sent(frames: &[([u8; 12], Vec<u8>)], capabilities: Capabilities) -> (Vec<Sent>, LaneCounters) {
         let mut ram = GuestRam::new(0, 1 << 20).unwrap();
         let mut ring = DriverRing::new(&mut ram, 8).unwrap();
         let region = RegionDescription { gpa: 0, size: ram.size(), user: ram.user(), offset: 0 };
         let memory = GuestMemory::map([(region, ram.file().try_clone().unwrap())]).unwrap();
         let space = Arc::new(AddressSpace::physical(Arc::new(memory), None));
-        // Where the checksum goes: nowhere, UDP's place, UDP's place, that of something else, UDP's place.
-        for (n, start) in [None, Some(34), Some(34), Some(30), Some(34)].into_iter().enumerate() {
-            let mut bytes = [0; 12];
-            if let Some(start) = start {
-                (bytes[0], bytes[6], bytes[8]) = (1, start, 6);
-            }
-            let gpa = (1 << 19) + 4096 * n as u64;
-            let frame = datagram(n as u8);
-            ram.write(gpa, &[&bytes[..], &frame].concat());
+        for (n, (header, frame)) in frames.iter().enumerate() {
+            let gpa = (1 << 18) + (1 << 17) * n as u64;
+            ram.write(gpa, &[&header[..], frame].concat());
             let descriptor = Descriptor { addr: gpa, len: 12 + frame.len() as u32, flags: 0, next: 0 };
             ring.set(&ram, n as u16, descriptor);
             ring.push(&ram, n as u16);
@@ -510,15 +513,30 @@ mod tests {
             TransmitRules { header: 12, offloads: Some(Capabilities::ALL), ..TransmitRules::default() };
         let transmit = SplitRing::new(&config, &space, None).unwrap().into();
         let bursts = Arc::new(Mutex::new(Vec::new()));
-        let capabilities = Capabilities { checksum: true, by_header: true, ..Capabilities::NONE };
         let queue = Transmit::Other(Box::new(Nic(Arc::clone(&bursts))));
         let sink = Sink::Device(DeviceSink { queue, capabilities, max_frame: 1514 });
         let source = Source::Guest(TransmitRing::new(transmit, 0, rules));
         let key = LaneKey { relay: 0, direction: Direction::VmToVf };
         let counters = LaneCounters::of_one(&RelayCounters::default().vm_to_vf);
-        let mut lane = Lane::new(key, vec![source], vec![sink], vec![Path::new(0, 0, 0, true)], counters);
+        let path = vec![Path::new(0, 0, 0, true)];
+        let mut lane = Lane::new(key, vec![source], vec![sink], path, counters.clone());
         while lane.step(Instant::now()) {}
-        let bursts = bursts.lock().unwrap();
+        let bursts = std::mem::take(&mut *bursts.lock().unwrap());
+        (bursts, counters)
+    }
+
+    #[test]
+    fn a_device_that_reads_headers_gets_what_it_can_do_in_one_burst() {
+        // Where the checksum goes: nowhere, UDP's place, UDP's place, that of something else, UDP's place.
+        let places = [None, Some(34), Some(34), Some(30), Some(34)];
+        let frames = places.map(|start| match start {
+            Some(start) => [1, 0, 0, 0, 0, 0, start, 0, 6, 0, 0, 0],
+            None => [0; 12],
+        });
+        let frames: Vec<_> =
+            frames.into_iter().enumerate().map(|(n, header)| (header, datagram(n as u8))).collect();
+        let capabilities = Capabilities { checksum: true, by_header: true, ..Capabilities::NONE };
+        let (bursts, _) = sent(&frames, capabilities);
         let done: Vec<Vec<bool>> =
             bursts.iter().map(|burst| burst.iter().map(|(_, left)| left.is_done()).collect()).collect();
         // The one with a checksum that the device would not find has been dealt with here.
@@ -527,6 +545,54 @@ mod tests {
             assert!(n == 3 || *frame == datagram(n as u8), "frame {n}");
             assert!(left.is_done() || left.header_length == 42);
         }
+    }
+
+    /// TCP from 10.0.0.1 to 10.0.0.2 with so much payload, to be cut.
+    fn tcp(payload: usize, segment_size: u16) -> ([u8; 12], Vec<u8>) {
+        let mut frame = vec![2; 12];
+        frame.extend([8, 0, 0x45, 0]);
+        frame.extend(((40 + payload) as u16).to_be_bytes());
+        frame.extend([0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        frame.extend([0; 12]);
+        frame.extend([0x50, 0x10, 0, 0, 0, 0, 0, 0]);
+        frame.resize(54 + payload, 7);
+        let [low, high] = segment_size.to_le_bytes();
+        ([1, 1, 54, 0, low, high, 34, 0, 16, 0, 0, 0], frame)
+    }
+
+    #[test]
+    fn what_a_device_cannot_cut_is_cut_here_and_what_nobody_can_is_dropped_once_by_name() {
+        let limits = Limits { headers: 54, cut: 9000, segment: (64, 1448), segment_frame: 1500 };
+        let nic = Capabilities { udp: false, by_header: true, limits, ..Capabilities::ALL };
+        for (payload, size, frames) in [
+            (8946, 1446, 1),
+            // A frame that is too long, segments that are too small, too large, too long with their headers.
+            (8947, 1446, 7),
+            (640, 64, 1),
+            (630, 63, 10),
+            (2900, 1449, 3),
+            (2900, 1447, 3),
+        ] {
+            let (bursts, counters) = sent(&[tcp(payload, size)], nic);
+            let (frames_sent, cut): (Vec<_>, Vec<_>) = bursts
+                .iter()
+                .flatten()
+                .map(|(frame, left)| (frame.len() - 54, left.segmentation == Segmentation::TcpV4))
+                .unzip();
+            assert_eq!(frames_sent.len(), frames, "{payload} {size}");
+            assert_eq!((frames_sent.iter().sum::<usize>(), cut[0]), (payload, frames == 1));
+            assert_eq!(counters.source.dropped_in_all(), 0);
+        }
+        // With headers that it does not read, it is not left a checksum either.
+        let short = Capabilities { limits: Limits { headers: 53, ..limits }, ..nic };
+        let (bursts, _) = sent(&[tcp(640, 64)], short);
+        assert!(bursts.iter().flatten().all(|(_, left)| left.is_done()));
+        let (bursts, counters) = sent(&[tcp(9000, 1461), tcp(640, 64)], nic);
+        assert_eq!(bursts.iter().flatten().count(), 1, "the one behind it goes out");
+        assert_eq!(
+            (counters.source.dropped(DropReason::FrameTooLong), counters.source.dropped_in_all()),
+            (1, 1)
+        );
     }
 
     /// Who drops falls asleep anew: what kept it awake may be gone with that.

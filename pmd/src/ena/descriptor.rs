@@ -41,6 +41,9 @@ pub fn in_phase(mut descriptor: Words, phase: bool) -> Words {
     descriptor
 }
 
+/// Most payload of a segment: the 14 bits of `ena_eth_io_tx_meta_desc`'s `mss_lo` and `mss_hi`.
+pub const MOST_SEGMENT: u16 = 0x3fff;
+
 /// What the device has to know of a frame's headers to finish it. Some devices remember the last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
@@ -55,12 +58,12 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// Of a frame's headers and what is to be done; the size of a segment has 14 bits.
+    /// Of a frame's headers and what is to be done; the size of a segment is at most [`MOST_SEGMENT`].
     #[inline]
     pub fn of(layers: &Layers, segmentation: Segmentation, segment_size: u16) -> Self {
         let cuts = segmentation != Segmentation::None;
         Self {
-            segment_size: if cuts { segment_size & 0x3fff } else { 0 },
+            segment_size: if cuts { segment_size & MOST_SEGMENT } else { 0 },
             l2: layers.l2,
             l3: layers.l3,
             l4: if cuts { layers.l4 } else { 0 },

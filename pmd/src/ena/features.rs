@@ -1,7 +1,9 @@
 //! What the device says of itself, and what is asked of it (`ena_admin_aq_feature_id` of ena-com).
 
 use super::admin::{AdminError, AdminQueue, Command, Opcode, Reply};
+use super::deal::LEAST_DEPTH;
 use super::mmio::Mmio;
+use super::tx::MOST_DESCRIPTORS;
 use crate::mac::MacAddress;
 
 /// Address, features, capabilities. Every device has it.
@@ -39,6 +41,8 @@ const FEATURE: usize = 4;
 const MAX_QUEUES_EXT_VERSION: u8 = 1;
 /// The version of [`LLQ`] that this driver knows: it has the recommended size of an entry.
 const LLQ_VERSION: u8 = 1;
+/// The size of an entry of 256 bytes (`ENA_ADMIN_LIST_ENTRY_SIZE_256B`), as devices recommend it.
+const WIDE: u8 = 4;
 /// The device wants no such time limit.
 const NO_LIMIT: u16 = u16::MAX;
 
@@ -178,20 +182,29 @@ pub struct LlqLayout {
 
 impl LlqLayout {
     /// The best that the device offers in a reply to [`LLQ`], and the command that asks for it; `None` where it offers
-    /// nothing that this driver knows: headers in the entries.
+    /// nothing that this driver knows: headers in the entries. Narrow entries are quicker to push and more of them fit, so wide
+    /// ones are taken where the device recommends them (as it does where headers are long), or has no others.
     pub fn choose(reply: &Reply) -> Option<(Self, Command)> {
         let first = |offered: u16, choices: &[(u16, u16)]| {
             choices.iter().find(|(bit, _)| offered & bit != 0).copied()
         };
         let (queues, mut depth) = (reply[2], reply[3]);
         let (location, _) = first(low(reply[4]), &[(1, 1)])?;
-        let (size, entry) = first(low(reply[5]), &[(1, 128), (2, 192), (4, 256)])?;
+        let wide = match u32::from(high(reply[8])) {
+            // Wide entries take the room of two.
+            0 => depth / 2,
+            wide => wide.min(depth),
+        };
+        let sizes = if (reply[8] >> 8) as u8 == WIDE && wide >= LEAST_DEPTH {
+            [(4, 256), (1, 128), (2, 192)]
+        } else {
+            [(1, 128), (2, 192), (4, 256)]
+        };
+        let (size, entry) = first(low(reply[5]), &sizes)?;
         let (before, before_header) = first(low(reply[6]), &[(2, 2), (1, 1), (4, 4), (8, 8)])?;
         let (stride, many) = first(low(reply[7]), &[(2, 1), (1, 0)])?;
         if entry > 128 {
-            // Wide entries take the room of two.
-            let wide = u32::from(high(reply[8]));
-            depth = if wide > 0 { wide.min(depth) } else { depth / 2 };
+            depth = wide;
         }
         let (flags, burst) = (low(reply[9]), high(reply[9]));
         let layout = Self {
@@ -210,7 +223,9 @@ impl LlqLayout {
             .word(VALUE + 4, u32::from(before) << 16)
             .word(VALUE + 5, u32::from(stride) << 16)
             .word(VALUE + 7, both);
-        let usable = queues > 0 && before_header * 16 < entry && (flags & 2 == 0 || layout.burst > 0);
+        // A frame that is longer than what may come between two doorbells could never be sent.
+        let longest = layout.entries(MOST_DESCRIPTORS);
+        let usable = queues > 0 && before_header * 16 < entry && (flags & 2 == 0 || layout.burst >= longest);
         usable.then_some((layout, command))
     }
 
@@ -363,6 +378,20 @@ mod tests {
         let (layout, _) = LlqLayout::choose(&llq(4, 1, 1, 0, 0)).unwrap();
         assert_eq!((layout.entry, layout.depth, layout.max_header()), (256, 512, 240));
         assert_eq!((layout.burst, layout.entries(3)), (0, 3));
+    }
+
+    #[test]
+    fn wide_entries_are_taken_where_they_are_recommended_and_leave_a_ring() {
+        let recommending = |entries, depth, wide: u32| {
+            let mut reply = llq(entries, 2, 2, 0, 0);
+            (reply[3], reply[8]) = (depth, 1 | 4 << 8 | wide << 16);
+            let (layout, _) = LlqLayout::choose(&reply).unwrap();
+            (layout.entry, layout.depth, layout.max_header())
+        };
+        assert_eq!(recommending(5, 1024, 0), (256, 512, 224));
+        assert_eq!(recommending(5, 1024, 1024), (256, 1024, 224));
+        assert_eq!(recommending(1, 1024, 0), (128, 1024, 96), "but not offered");
+        assert_eq!(recommending(5, 128, 0), (128, 128, 96), "a ring of 64 is too short");
     }
 
     #[test]

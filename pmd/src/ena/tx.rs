@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use arrayvec::ArrayVec;
 
-use super::descriptor::{self, Meta, Sent, Words};
+use super::descriptor::{self, MOST_SEGMENT, Meta, Sent, Words};
+use super::features::LlqLayout;
 use super::health::{Breach, Health};
 use super::llq::Submissions;
 use crate::device::{Accepted, Completions, TransmitQueue};
@@ -23,8 +24,9 @@ use crate::frame::{Frame, Frames, MIN_FRAME, Segment};
 use crate::memory::{BUFFER_SIZE, DmaSlice, SlotBuffers};
 use crate::net::layers::{Layers, Transport};
 use crate::net::packet::Version;
-use crate::offload::{Capabilities, Segmentation};
+use crate::offload::{Capabilities, Limits, Segmentation};
 use crate::registers::Registers;
+use crate::vf::Progress;
 
 /// Longest frame that the device cuts: what virtio-net sends at most.
 const LONGEST_CUT: u32 = 65_550;
@@ -34,6 +36,17 @@ const MOST_BYTES: u32 = 16 << 10;
 pub const MOST_DESCRIPTORS: usize = 2 + LONGEST_CUT.div_ceil(MOST_BYTES) as usize;
 /// Bytes of a frame that are looked at for its headers.
 const LOOKED_AT: u32 = 256;
+
+/// What a device takes, where frames of up to `max_frame` bytes are sent: one that reads headers from the entries of a low
+/// latency queue must find all of them there.
+pub fn limits(llq: Option<&LlqLayout>, max_frame: u32) -> Limits {
+    Limits {
+        headers: llq.map_or(LOOKED_AT as u16, LlqLayout::max_header),
+        cut: LONGEST_CUT,
+        segment: (1, MOST_SEGMENT),
+        segment_frame: max_frame,
+    }
+}
 
 /// What the transmit queues of a device count for the slow side.
 #[derive(Debug, Default)]
@@ -106,6 +119,7 @@ pub struct EnaTransmit {
     keeps_reserved_bits: bool,
     counters: Arc<TransmitCounters>,
     health: Arc<Health>,
+    progress: Arc<Progress>,
     /// Entries submitted so far, and those that the device was told of.
     tail: u16,
     rung: u16,
@@ -144,6 +158,7 @@ impl EnaTransmit {
             keeps_reserved_bits: parts.keeps_reserved_bits,
             counters: parts.counters,
             health: parts.health,
+            progress: Arc::default(),
             tail: 0,
             rung: 0,
             used: 0,
@@ -199,7 +214,7 @@ impl EnaTransmit {
             found += 1;
         }
         if most > 0 {
-            self.health.looked(u64::from(found));
+            self.progress.looked(u64::from(found));
         }
         if failed > 0 {
             self.counters.errors.fetch_add(failed, Ordering::Relaxed);
@@ -316,7 +331,13 @@ impl EnaTransmit {
         if full || buffers > self.depth - self.filled {
             return None;
         }
-        let len = self.buffers.copy_frame(segments, len, self.buffer);
+        let len = if frame.offload().segmentation == Segmentation::None {
+            self.buffers.copy_frame(segments, len, self.buffer)
+        } else {
+            // What fills up a frame that is cut would be taken for payload.
+            self.buffers.copy(segments, self.buffer);
+            len
+        };
         let pushed = self.submissions.pushed().min(len);
         let needed = if frame.offload().is_done() { pushed } else { len.min(LOOKED_AT) };
         let mut headers = [0; LOOKED_AT as usize];
@@ -399,6 +420,10 @@ impl TransmitQueue for EnaTransmit {
         self.collect();
     }
 
+    fn progress(&self) -> Option<Arc<Progress>> {
+        Some(Arc::clone(&self.progress))
+    }
+
     fn outstanding(&self) -> usize {
         0
     }
@@ -421,6 +446,16 @@ mod tests {
     use std::ptr::NonNull;
 
     const DEPTH: u16 = 128;
+    /// The usual one: 96 bytes of headers.
+    const LAYOUT: LlqLayout = LlqLayout {
+        queues: 1,
+        depth: 128,
+        entry: 128,
+        before_header: 2,
+        per_entry: 8,
+        meta_always: true,
+        burst: 0,
+    };
 
     struct Device {
         doorbell: Arc<Doorbell>,
@@ -528,6 +563,42 @@ mod tests {
     }
 
     #[test]
+    fn a_short_frame_that_is_cut_is_not_filled_up_behind_its_payload() {
+        for payload in [2usize, 3, 5] {
+            let (mut queue, mut device) = queue(None);
+            let mut frame = vec![2u8; 12];
+            frame.extend([8, 0, 0x45, 0, 0, 40 + payload as u8, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+            frame.extend([10, 0, 0, 1, 10, 0, 0, 2]);
+            frame.extend([0, 9, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x18, 0, 0, 0, 0, 0, 0]);
+            frame.resize(54 + payload, 7);
+            let offload = Offload {
+                checksum: Checksum::Partial { start: 34, offset: 16 },
+                segmentation: Segmentation::TcpV4,
+                segment_size: 1,
+                header_length: 54,
+                ..Offload::NONE
+            };
+            assert_eq!(transmit(&mut queue, &mut [frame.clone()], offload), 1);
+            assert!(device.take().iter().map(|(_, bytes)| bytes).eq([&frame]), "{payload}");
+        }
+    }
+
+    #[test]
+    fn all_within_its_limits_is_sent_and_what_lies_outside_is_not() {
+        for layout in [None, Some(LAYOUT)] {
+            let (inside, outside) = crate::offload::limits::tests::edges(&limits(layout.as_ref(), 9234));
+            for (sent, frames) in [(true, inside), (false, outside)] {
+                for (frame, offload) in frames {
+                    let (mut queue, device) = queue(layout);
+                    assert_eq!(transmit(&mut queue, &mut [frame], offload), 1);
+                    let expected = (sent, u64::from(!sent));
+                    assert_eq!((queue.tail > 0, device.errors()), expected, "{layout:?} {offload:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn frames_that_complete_out_of_order_give_their_ids_back_at_once_and_their_buffers_in_order() {
         let (mut queue, mut device) = queue(None);
         assert_eq!(transmit(&mut queue, &mut [vec![1; 60], vec![2; 5000], vec![3; 60]], Offload::NONE), 3);
@@ -621,16 +692,7 @@ mod tests {
 
     #[test]
     fn a_burst_into_the_device_is_pushed_with_one_doorbell() {
-        let layout = LlqLayout {
-            queues: 1,
-            depth: 128,
-            entry: 128,
-            before_header: 2,
-            per_entry: 8,
-            meta_always: true,
-            burst: 0,
-        };
-        let (mut queue, device) = queue(Some(layout));
+        let (mut queue, device) = queue(Some(LAYOUT));
         let mut frames: Vec<Vec<u8>> = (0..32).map(|n| vec![n; 90]).collect();
         assert_eq!(transmit(&mut queue, &mut frames, Offload::NONE), 32);
         assert_eq!((device.doorbell.writes(), device.doorbell.reads(), device.doorbell.last()), (1, 0, 32));

@@ -18,6 +18,7 @@ use super::registers::*;
 use crate::device::DeviceError;
 use crate::memory::{DmaMap, DmaMemory, DmaSlice};
 use crate::registers::{ALL_ONES, Registers};
+use crate::vf::watchdog::STALL;
 
 /// Descriptors of each ring.
 const ENTRIES: u16 = 32;
@@ -54,6 +55,8 @@ pub struct Patience {
     pub answer: Duration,
     /// For a reset to end.
     pub reset: Duration,
+    /// For a transmit queue that gets nowhere, with a link.
+    pub stall: Duration,
 }
 
 impl Default for Patience {
@@ -64,6 +67,7 @@ impl Default for Patience {
             firmware: Duration::from_millis(250),
             answer: Duration::from_secs(2),
             reset: Duration::from_secs(5),
+            stall: STALL,
         }
     }
 }
@@ -354,6 +358,7 @@ mod tests {
         firmware: Duration::ZERO,
         answer: Duration::ZERO,
         reset: Duration::ZERO,
+        stall: Duration::from_millis(20),
     };
 
     fn queue() -> (AdminQueue, Arc<Plain>) {

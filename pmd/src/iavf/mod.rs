@@ -39,15 +39,15 @@ pub use tx::IavfTransmit;
 use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues, Receive, Transmit};
 use crate::intel::tag::TAG;
 use crate::mac::MacAddress;
-use crate::memory::{BUFFER_SIZE, BufferPool, DmaMap, DmaMemory, DmaSlice};
+use crate::memory::{BUFFER_SIZE, BufferPool, DmaMap, DmaMemory, DmaSlice, Kept};
 use crate::pci::{Ids, PciFunction};
 use crate::registers::{ALL_ONES, Caching, Registers};
-use crate::vf::{Agreed, Place, Rung, Vf, VfDriver, Wishes};
+use crate::vf::{Agreed, Bell, Place, Poke, Rung, Vf, VfDriver, Wishes};
 use admin::{AdminError, AdminQueue};
 use channel::{Channel, ChannelError};
 use handshake::{Grant, Request};
 use registers::*;
-use rx::{Bell, ReceiveCounters, ReceiveMemory};
+use rx::{ReceiveCounters, ReceiveMemory};
 use statistics::Statistics;
 use tx::TransmitCounters;
 use virtchnl::{Event, Pair, capability, verb};
@@ -245,15 +245,11 @@ struct PairMemory {
 }
 
 impl PairMemory {
-    fn new(map: Arc<dyn DmaMap>, name: &str) -> Result<Self, DeviceError> {
+    fn new(map: Arc<dyn DmaMap>, name: &str, kept: &mut Kept) -> Result<Self, DeviceError> {
+        let sizes =
+            [RECEIVE_RING, TRANSMIT_RING, BUFFERS * BUFFER_SIZE as usize, TRANSMIT_BYTES, BUFFERS * TAG];
         let [ring, transmit, buffers, transmit_buffers, tags] =
-            DmaMemory::new(map, MEMORY, name)?.carve([
-                RECEIVE_RING,
-                TRANSMIT_RING,
-                BUFFERS * BUFFER_SIZE as usize,
-                TRANSMIT_BYTES,
-                BUFFERS * TAG,
-            ])?;
+            kept.carve(DmaMemory::new(map, MEMORY, name)?, sizes)?;
         let receive = ReceiveMemory { ring, pool: BufferPool::new(buffers), tags };
         Ok(Self { receive, transmit, transmit_buffers })
     }
@@ -293,13 +289,13 @@ impl VfDriver for Iavf {
         Ok(agreed)
     }
 
-    fn enable(&mut self) -> Result<Queues, DeviceError> {
+    fn enable(&mut self, kept: &mut Kept) -> Result<Queues, DeviceError> {
         let grant = self.agreement()?.clone();
         let vsi = grant.resources.vsi;
         let mut memories = Vec::new();
         for pair in 0..grant.pairs {
             let map = Arc::clone(&self.function) as Arc<dyn DmaMap>;
-            memories.push(PairMemory::new(map, &format!("iavf {} {pair}", self.place))?);
+            memories.push(PairMemory::new(map, &format!("iavf {} {pair}", self.place), kept)?);
         }
         let pairs: Vec<Pair> = memories
             .iter()
@@ -314,8 +310,12 @@ impl VfDriver for Iavf {
         let mut queues = Queues::default();
         let events = self.events(&grant);
         for ((pair, memory), event) in (0..).zip(memories).zip(events) {
-            let bell =
-                event.map(|event| Bell { event, control: Self::control(pair), polled: Self::polled(&grant) });
+            let bell = event.map(|event| Bell {
+                event,
+                registers: Arc::clone(&self.registers),
+                allow: Poke::Word(Self::control(pair), DYN_CTL_ENABLE | DYN_CTL_NO_INTERVAL),
+                mask: Poke::Word(Self::control(pair), Self::polled(&grant)),
+            });
             let receive = IavfReceive::new(
                 Arc::clone(&self.registers),
                 pair,
@@ -359,6 +359,10 @@ impl VfDriver for Iavf {
         };
         self.channel.close();
         quiet
+    }
+
+    fn stall_limit(&self) -> Option<Duration> {
+        Some(self.channel.patience().stall)
     }
 
     fn is_present(&self) -> bool {

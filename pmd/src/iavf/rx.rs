@@ -1,14 +1,10 @@
 //! A receive ring.
 //!
-//! ```text
-//!   head ──▶ [buffer][buffer] … [buffer] ◀── tail      filled by the device from head on, given to it at tail
-//! ```
-//!
 //! A frame longer than a buffer fills several descriptors; it is known by its first buffer, and the pool keeps the chain.
 //! Nothing that the device writes is trusted: lengths are cut to the buffer, chains have an end. A VLAN tag that was taken
 //! out, because the PF has it so, is put back: as a segment of its own behind the addresses, kept with the first buffer.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -19,22 +15,16 @@ use super::registers::*;
 use crate::device::{Armed, ReceiveQueue};
 use crate::frame::{Burst, MIN_FRAME, Token};
 use crate::intel::tag::{ADDRESSES, push_tagged};
-use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice};
+use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice, PostedBuffers};
 use crate::offload::{Checksum, Offload};
 use crate::registers::Registers;
+use crate::vf::Bell;
 
 /// Most buffers of one frame, as many as the device chains at most (XL710 data sheet, 8.3.3).
 pub const MAX_CHAIN: usize = 5;
 const _: () = assert!(MAX_CHAIN as u32 * BUFFER_SIZE >= LONGEST_FRAME);
-/// Descriptors given to the device at once, unless it is running out of them.
-const REFILL: u16 = 32;
 /// The device ignores the lower three bits of a tail (E810 data sheet, QRX_TAIL).
 const TAIL_STEP: u16 = 8;
-const MASK: u16 = RING - 1;
-/// A ring whose tail meets its head is an empty one.
-const MOST_POSTED: u16 = RING - TAIL_STEP;
-/// A slot without a buffer.
-const NONE: u32 = u32::MAX;
 
 /// What receive queues count for the slow side.
 #[derive(Debug, Default)]
@@ -55,17 +45,6 @@ impl ReceiveCounters {
     }
 }
 
-/// How a queue lets the device interrupt.
-#[derive(Debug)]
-pub struct Bell {
-    /// Rings when the device interrupts.
-    pub event: OwnedFd,
-    /// The register of the interrupt.
-    pub control: u32,
-    /// What it holds while nobody sleeps.
-    pub polled: u32,
-}
-
 /// A receive queue of a VF.
 #[derive(Debug)]
 pub struct IavfReceive {
@@ -73,17 +52,9 @@ pub struct IavfReceive {
     tail_register: u32,
     format: Format,
     ring: DmaSlice,
-    pool: BufferPool,
+    posted: PostedBuffers<RING>,
     /// Where the tag of a frame is that begins in each buffer.
     tags: DmaSlice,
-    /// The buffer in each slot.
-    slots: Box<[u32]>,
-    /// The slot that the device fills next, as far as we have looked.
-    head: u16,
-    /// The slot that is given to the device next.
-    tail: u16,
-    /// Slots with the device.
-    posted: u16,
     /// In the middle of a frame that is dropped.
     discarding: bool,
     counters: Arc<ReceiveCounters>,
@@ -119,12 +90,8 @@ impl IavfReceive {
             tail_register: QRX_TAIL1 + 4 * u32::from(number),
             format,
             ring,
-            pool,
+            posted: PostedBuffers::new(pool, TAIL_STEP, TAIL_STEP),
             tags,
-            slots: vec![NONE; usize::from(RING)].into_boxed_slice(),
-            head: 0,
-            tail: 0,
-            posted: 0,
             discarding: false,
             counters,
             bell: None,
@@ -140,46 +107,35 @@ impl IavfReceive {
 
     #[inline]
     fn refill(&mut self) {
-        let free = self.pool.available().min(usize::from(RING)) as u16;
         // The tail stays where the device sees it.
-        let count = (MOST_POSTED - self.posted.min(MOST_POSTED)).min(free) / TAIL_STEP * TAIL_STEP;
-        if count == 0 || (count < REFILL && self.posted >= REFILL) {
-            return;
-        }
-        for _ in 0..count {
-            let Some(buffer) = self.pool.take() else { break };
-            let slot = usize::from(self.tail);
-            self.ring.store(RECEIVE_WORDS * slot, self.pool.iova(buffer));
+        let told = self.posted.refill(|slot, iova| {
+            self.ring.store(RECEIVE_WORDS * slot, iova);
             // The header address, unused; where the device will report that it is done.
             self.ring.store(RECEIVE_WORDS * slot + 1, 0);
-            if let Some(entry) = self.slots.get_mut(slot) {
-                *entry = buffer;
-            }
-            self.tail = (self.tail + 1) & MASK;
-            self.posted += 1;
+        });
+        if told > 0 {
+            fence(Ordering::Release);
+            self.registers.write(self.tail_register, u32::from(self.posted.tail()));
         }
-        fence(Ordering::Release);
-        self.registers.write(self.tail_register, u32::from(self.tail));
     }
 
     /// Whether the descriptor `n` after the head is done.
     #[inline]
-    fn is_done(&self, n: u16) -> bool {
-        let slot = usize::from((self.head + n) & MASK);
-        Received::is_done(self.ring.load(RECEIVE_WORDS * slot + 1))
+    fn is_done(&self, n: usize) -> bool {
+        Received::is_done(self.ring.load(RECEIVE_WORDS * self.posted.slot(n) + 1))
     }
 
     /// What the device says about the frame at the head; `None` while its end is not there.
     #[inline]
     fn look(&self) -> Option<Parts> {
         let mut parts = Parts::new();
-        for n in 0..self.posted.min(MAX_CHAIN as u16) {
+        for n in 0..usize::from(self.posted.len()).min(MAX_CHAIN) {
             if !self.is_done(n) {
                 return None;
             }
             // The other words, and the frame's bytes, are read after the one that says they are there.
             fence(Ordering::Acquire);
-            let at = RECEIVE_WORDS * usize::from((self.head + n) & MASK);
+            let at = RECEIVE_WORDS * self.posted.slot(n);
             let words = [self.ring.load(at), self.ring.load(at + 1), self.ring.load(at + 2)];
             let part = Received::read(self.format, words);
             parts.push(part);
@@ -189,32 +145,6 @@ impl IavfReceive {
         }
         let whole = parts.last().is_some_and(|part| part.end) || parts.is_full();
         whole.then_some(parts)
-    }
-
-    /// Takes the buffers of `count` slots at the head as a chain; the first is the result.
-    #[inline]
-    fn consume(&mut self, count: usize) -> u32 {
-        let mut first = NONE;
-        let mut last = NONE;
-        for _ in 0..count {
-            let slot = usize::from(self.head);
-            let buffer = self.slots.get_mut(slot).map_or(NONE, |entry| std::mem::replace(entry, NONE));
-            if first == NONE {
-                first = buffer;
-            } else {
-                self.pool.link(last, buffer);
-            }
-            last = buffer;
-            self.head = (self.head + 1) & MASK;
-            self.posted -= 1;
-        }
-        first
-    }
-
-    /// The buffer in the slot `n` after the head.
-    #[inline]
-    fn buffer_at(&self, n: usize) -> u32 {
-        self.slots.get((usize::from(self.head) + n) & usize::from(MASK)).copied().unwrap_or(NONE)
     }
 
     /// What a frame is dropped for.
@@ -249,16 +179,15 @@ impl IavfReceive {
                 counter.fetch_add(1, Ordering::Relaxed);
             }
             self.discarding = !last.end;
-            let first = self.consume(parts.len());
-            self.pool.give_back(first);
+            self.posted.drop_frame(parts.len());
             return true;
         }
         for (n, part) in parts.iter().enumerate().filter(|(_, part)| part.len > 0) {
-            let segment = self.pool.segment(self.buffer_at(n), part.len);
+            let segment = self.posted.segment(n, part.len);
             let pushed = match last.tag {
                 Some(tag) if n == 0 => {
                     let [high, low] = tag.to_be_bytes();
-                    push_tagged(burst, &self.tags, self.buffer_at(0), segment, &[0x81, 0, high, low])
+                    push_tagged(burst, &self.tags, self.posted.buffer(0), segment, &[0x81, 0, high, low])
                 }
                 _ => burst.push_segment(segment),
             };
@@ -268,10 +197,10 @@ impl IavfReceive {
             }
         }
         let checksum = if last.valid { Checksum::Valid } else { Checksum::Unknown };
-        if !burst.finish_frame_with(Token(self.buffer_at(0)), Offload { checksum, ..Offload::NONE }) {
+        if !burst.finish_frame_with(Token(self.posted.buffer(0)), Offload { checksum, ..Offload::NONE }) {
             return false;
         }
-        self.consume(parts.len());
+        self.posted.take(parts.len());
         true
     }
 }
@@ -285,25 +214,19 @@ impl ReceiveQueue for IavfReceive {
 
     #[inline]
     fn release(&mut self, token: Token) {
-        self.pool.give_back(token.0);
+        self.posted.release(token);
     }
 
     fn bell(&self) -> Option<BorrowedFd<'_>> {
-        self.bell.as_ref().map(|bell| bell.event.as_fd())
+        Bell::fd(self.bell.as_ref())
     }
 
-    /// Lets the device interrupt, once: it masks the interrupt itself then.
     fn arm(&mut self) -> Armed {
-        let Some(bell) = &self.bell else { return Armed::Silent };
-        self.registers.write(bell.control, DYN_CTL_ENABLE | DYN_CTL_NO_INTERVAL);
-        fence(Ordering::SeqCst);
-        if self.posted > 0 && self.is_done(0) { Armed::Ready } else { Armed::Rings }
+        Bell::arm(self.bell.as_ref(), || !self.posted.is_empty() && self.is_done(0))
     }
 
     fn disarm(&mut self) {
-        if let Some(bell) = &self.bell {
-            self.registers.write(bell.control, bell.polled);
-        }
+        Bell::disarm(self.bell.as_ref());
     }
 }
 
@@ -314,6 +237,7 @@ mod tests {
     use super::*;
     use crate::memory::dma::DmaMemory;
     use crate::memory::dma::tests::{FakeMap, OFFSET};
+    use crate::vf::Poke;
     use proptest::prelude::*;
     use rustix::event::{EventfdFlags, eventfd};
 
@@ -358,7 +282,7 @@ mod tests {
                     descriptor.add(n).write_volatile(word);
                 }
             }
-            self.device = (self.device + 1) & MASK;
+            self.device = (self.device + 1) & (RING - 1);
             true
         }
 
@@ -399,9 +323,9 @@ mod tests {
         assert_eq!(lengths(&burst), [(60, 1), (4106, 3)]);
         let verdicts: Vec<_> = burst.frames().iter().map(|(frame, _)| frame.offload().checksum).collect();
         assert_eq!(verdicts, [Checksum::Unknown, Checksum::Valid]);
-        let free = queue.pool.available();
+        let free = queue.posted.free();
         release_all(&mut queue, &mut burst);
-        assert_eq!(queue.pool.available(), free + 4);
+        assert_eq!(queue.posted.free(), free + 4);
     }
 
     #[test]
@@ -437,9 +361,9 @@ mod tests {
             })
             .collect();
         assert_eq!(tags, [(1, [0x81, 0, 0x20, 7], 1), (2, [0x81, 0, 0x0f, 0xff], 2)]);
-        let free = queue.pool.available();
+        let free = queue.posted.free();
         release_all(&mut queue, &mut burst);
-        assert_eq!(queue.pool.available(), free + 3);
+        assert_eq!(queue.posted.free(), free + 3);
     }
 
     #[test]
@@ -518,7 +442,12 @@ mod tests {
         assert_eq!(queue.arm(), Armed::Silent, "without an interrupt");
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let control = VFINT_DYN_CTLN1 + 12;
-        let mut queue = queue.with_bell(Some(Bell { event, control, polled: DYN_CTL_WRITE_BACK }));
+        let mut queue = queue.with_bell(Some(Bell {
+            event,
+            registers: Arc::clone(&ring.registers) as Arc<dyn Registers>,
+            allow: Poke::Word(control, DYN_CTL_ENABLE | DYN_CTL_NO_INTERVAL),
+            mask: Poke::Word(control, DYN_CTL_WRITE_BACK),
+        }));
         assert_eq!((queue.arm(), ring.registers.read(control)), (Armed::Rings, 0x19));
         queue.disarm();
         assert_eq!(ring.registers.read(control), DYN_CTL_WRITE_BACK);
@@ -548,10 +477,10 @@ mod tests {
                     prop_assert!(segments.iter().all(|segment| segment.len() <= BUFFER_SIZE));
                 }
                 // Each frame has at least one.
-                prop_assert!(queue.pool.available() + usize::from(queue.posted) + burst.len() <= 1064);
+                prop_assert!(queue.posted.free() + usize::from(queue.posted.len()) + burst.len() <= 1064);
             }
             release_all(&mut queue, &mut burst);
-            prop_assert_eq!(queue.pool.available() + usize::from(queue.posted), 1064);
+            prop_assert_eq!(queue.posted.free() + usize::from(queue.posted.len()), 1064);
         }
     }
 }

@@ -4,8 +4,8 @@
 //!   clean ──▶ [with the device] ◀── tail      slot n has buffer n; a frame's context descriptor has a slot of its own
 //! ```
 //!
-//! A frame is copied once, into the buffers of as many slots as it needs. The device reports where it was asked to (RS), by
-//! writing into the descriptor, and what it reports for one slot holds for all before it.
+//! A frame is copied once, into the buffers of as many slots as it needs. The device [reports](crate::intel::reports) now and
+//! then how far it has got.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -16,21 +16,23 @@ use super::descriptor::{
 use super::registers::*;
 use crate::device::{Accepted, Completions, TransmitQueue};
 use crate::frame::{Frame, Frames, MIN_FRAME, Segment};
+use crate::intel::reports::Reports;
 use crate::memory::{BUFFER_SIZE, DmaSlice, SlotBuffers};
 use crate::net::checksum::Sum;
 use crate::net::layers::Layers;
 use crate::net::packet::{LOOKED_AT, TCP, Version};
-use crate::offload::{Capabilities, Segmentation};
+use crate::offload::{Capabilities, Limits, Segmentation};
 use crate::registers::Registers;
+use crate::vf::Progress;
 
 const MASK: u16 = RING - 1;
-/// Descriptors after which a report is asked for: only room in the ring waits for it.
-const REPORT_EVERY: u16 = 32;
 /// Buffers of one frame, or of one segment of a frame that is cut: more are malicious to the device (XL710 data sheet,
 /// 8.4.1). A segment begins and ends within buffers, and its headers are in another one.
 const MOST_BUFFERS: u32 = 8;
 const _: () = assert!(LONGEST_FRAME.div_ceil(BUFFER_SIZE) + 2 <= MOST_BUFFERS);
 const _: () = assert!(BUFFER_SIZE <= MAX_TRANSMIT_BUFFER);
+// Whatever may be cut fits into the ring.
+const _: () = assert!(MAX_CUT.div_ceil(BUFFER_SIZE) + 1 < MASK as u32);
 
 /// What transmit queues count for the slow side.
 #[derive(Debug, Default)]
@@ -66,6 +68,14 @@ enum Unfit {
     Headers,
 }
 
+/// The descriptor filled last, as far as it may have to be changed.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    slot: u16,
+    len: u32,
+    work: Work,
+}
+
 /// A transmit queue of a VF.
 #[derive(Debug)]
 pub struct IavfTransmit {
@@ -80,12 +90,7 @@ pub struct IavfTransmit {
     tail: u16,
     /// The oldest slot that is not known to be sent.
     clean: u16,
-    /// Slots that will report, in order: `report_count` of them from `report_first`.
-    reports: Box<[u16]>,
-    report_first: u16,
-    report_count: u16,
-    /// Descriptors filled since the last one that reports.
-    unreported: u16,
+    reports: Reports,
     /// Aborted: nothing is sent any more.
     disabled: bool,
     counters: Arc<TransmitCounters>,
@@ -103,14 +108,14 @@ impl IavfTransmit {
         offloads: bool,
         counters: Arc<TransmitCounters>,
     ) -> Self {
-        let capabilities = Capabilities {
-            checksum: true,
-            tcp_v4: true,
-            tcp_v6: true,
-            ecn: true,
-            udp: false,
-            by_header: true,
+        // Its fields hold all headers that are looked at.
+        let limits = Limits {
+            cut: MAX_CUT,
+            segment: (*SEGMENT_SIZES.start(), *SEGMENT_SIZES.end()),
+            segment_frame: max_frame,
+            ..Limits::NONE
         };
+        let capabilities = Capabilities { udp: false, by_header: true, limits, ..Capabilities::ALL };
         let tail_register = QTX_TAIL1 + 4 * u32::from(number);
         registers.write(tail_register, 0);
         Self {
@@ -122,10 +127,7 @@ impl IavfTransmit {
             capabilities: if offloads { capabilities } else { Capabilities::NONE },
             tail: 0,
             clean: 0,
-            reports: vec![0; usize::from(RING)].into_boxed_slice(),
-            report_first: 0,
-            report_count: 0,
-            unreported: 0,
+            reports: Reports::new(RING),
             disabled: false,
             counters,
         }
@@ -139,27 +141,12 @@ impl IavfTransmit {
 
     #[inline]
     fn collect_reports(&mut self) {
-        while self.report_count > 0 {
-            let Some(&slot) = self.reports.get(usize::from(self.report_first)) else { return };
-            if !is_transmitted(self.ring.load(2 * usize::from(slot) + 1)) {
-                break;
-            }
-            self.clean = (slot + 1) & MASK;
-            self.report_first = (self.report_first + 1) & MASK;
-            self.report_count -= 1;
+        let is_sent = |slot| is_transmitted(self.ring.load(2 * usize::from(slot) + 1));
+        if let Some(clean) = self.reports.collect(is_sent) {
+            self.clean = clean;
         }
         // The buffers are written to after the device has read them.
         fence(Ordering::Acquire);
-    }
-
-    #[inline]
-    fn expect_report(&mut self, slot: u16) {
-        let at = (self.report_first + self.report_count) & MASK;
-        if let Some(entry) = self.reports.get_mut(usize::from(at)) {
-            *entry = slot;
-            self.report_count += 1;
-        }
-        self.unreported = 0;
     }
 
     /// Fills the next descriptor.
@@ -168,23 +155,25 @@ impl IavfTransmit {
         let index = 2 * usize::from(self.tail);
         self.ring.store(index, first);
         self.ring.store(index + 1, second);
-        self.unreported += 1;
         self.tail = (self.tail + 1) & MASK;
     }
 
-    /// Fills descriptors for the `len` bytes in the buffers from the next slot on.
+    /// Fills descriptors for the `len` bytes, some at least, in the buffers from the next slot on.
     #[inline]
-    fn describe_frame(&mut self, len: u32, work: Work) {
+    fn describe_frame(&mut self, len: u32, work: Work) -> Last {
         let mut left = len;
-        while left > 0 {
+        loop {
             let part = left.min(BUFFER_SIZE);
             left -= part;
             let end = left == 0;
-            let report = end && self.unreported + 1 >= REPORT_EVERY;
+            let report = self.reports.filled() && end;
             let slot = self.tail;
             self.describe(self.buffers.iova(slot), data_word(part, work, end, report));
             if report {
-                self.expect_report(slot);
+                self.reports.expect(slot);
+            }
+            if end {
+                return Last { slot, len: part, work };
             }
         }
     }
@@ -213,17 +202,16 @@ impl IavfTransmit {
         }
         let fits = SEGMENT_SIZES.contains(&offload.segment_size)
             && headers + u32::from(offload.segment_size) <= self.max_frame
-            && payload <= MAX_CUT
-            && SlotBuffers::needed(len) < u32::from(MASK);
+            && len <= MAX_CUT;
         if fits { Ok(Plan::Cut(layers, offload.segment_size)) } else { Err(Unfit::Length) }
     }
 
-    /// Sends a frame; `false` when there is no room for it.
+    /// Sends a frame; `None` when there is no room for it.
     #[inline]
-    fn send(&mut self, frame: &Frame, segments: &[Segment], plan: Plan) -> bool {
+    fn send(&mut self, frame: &Frame, segments: &[Segment], plan: Plan) -> Option<Last> {
         let context = u32::from(matches!(plan, Plan::Cut(..)));
         if SlotBuffers::needed(frame.len()) + context > u32::from(self.room()) {
-            return false;
+            return None;
         }
         let first = (self.tail + context as u16) & MASK;
         let len = self.buffers.copy_frame(segments, frame.len(), first);
@@ -232,12 +220,12 @@ impl IavfTransmit {
             Plan::Sum(layers) => Work::of(&layers, false),
             Plan::Cut(layers, size) => {
                 self.prepare_cut(&layers, first);
+                self.reports.filled();
                 self.describe(0, cut_word(frame.len() - layers.headers() as u32, size));
                 Work::of(&layers, true)
             }
         };
-        self.describe_frame(len, work);
-        true
+        Some(self.describe_frame(len, work))
     }
 
     /// Makes the headers in the buffer of `slot` what the device starts from: no lengths, no IPv4 checksum, and in place of
@@ -276,7 +264,7 @@ impl TransmitQueue for IavfTransmit {
             return Accepted::Copied(0);
         }
         self.collect_reports();
-        let start = self.tail;
+        let mut last = None;
         let mut accepted = 0;
         for (frame, segments) in frames.iter() {
             match self.plan(frame, segments) {
@@ -287,12 +275,18 @@ impl TransmitQueue for IavfTransmit {
                     };
                     counter.fetch_add(1, Ordering::Relaxed);
                 }
-                Ok(plan) if !self.send(frame, segments, plan) => break,
-                Ok(_) => {}
+                Ok(plan) => match self.send(frame, segments, plan) {
+                    None => break,
+                    sent => last = sent,
+                },
             }
             accepted += 1;
         }
-        if self.tail != start {
+        if let Some(Last { slot, len, work }) = last {
+            if self.reports.is_wanted(false) {
+                self.ring.store(2 * usize::from(slot) + 1, data_word(len, work, true, true));
+                self.reports.expect(slot);
+            }
             fence(Ordering::Release);
             self.registers.write(self.tail_register, u32::from(self.tail));
         }
@@ -301,6 +295,10 @@ impl TransmitQueue for IavfTransmit {
 
     #[inline]
     fn reclaim(&mut self, _done: &mut Completions) {}
+
+    fn progress(&self) -> Option<Arc<Progress>> {
+        Some(self.reports.progress())
+    }
 
     #[inline]
     fn outstanding(&self) -> usize {
@@ -321,6 +319,7 @@ mod tests {
     use crate::frame::{Burst, Token};
     use crate::memory::dma::DmaMemory;
     use crate::memory::dma::tests::{FakeMap, OFFSET};
+    use crate::offload::limits::tests as limits;
     use crate::offload::{Checksum, Offload};
     use proptest::prelude::*;
     use std::ptr::NonNull;
@@ -456,6 +455,20 @@ mod tests {
         assert_eq!(ring.send().1, [vec![3; 60]]);
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         assert_eq!((count(&ring.counters.length), count(&ring.counters.headers)), (5, 2));
+    }
+
+    #[test]
+    fn all_within_its_limits_is_sent_and_what_lies_outside_is_not() {
+        let (inside, outside) = limits::edges(&queue().0.capabilities().limits);
+        for (sent, frames) in [(true, inside), (false, outside)] {
+            for frame in frames {
+                let (mut queue, ring) = queue();
+                let offload = frame.1;
+                assert_eq!(queue.transmit(burst(&mut [frame]).frames()), Accepted::Copied(1));
+                let refused = ring.counters.sum();
+                assert_eq!((queue.tail > 0, refused), (sent, u64::from(!sent)), "{offload:?}");
+            }
+        }
     }
 
     #[test]

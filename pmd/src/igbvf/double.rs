@@ -13,7 +13,8 @@ use crate::mac::MacAddress;
 use crate::registers::{ALL_ONES, Registers};
 
 /// Waits next to nothing.
-pub(crate) const IMPATIENT: Patience = Patience { interval: Duration::from_micros(1), looks: 20 };
+pub(crate) const IMPATIENT: Patience =
+    Patience { interval: Duration::from_micros(1), looks: 20, stall: Duration::from_secs(1) };
 
 #[derive(Debug)]
 pub(crate) struct Pf {

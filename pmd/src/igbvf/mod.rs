@@ -24,6 +24,7 @@ pub(crate) mod double;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 pub use crate::intel::mailbox::Patience;
 
@@ -35,6 +36,7 @@ use crate::intel::pair::{self, Pairs};
 use crate::intel::rx::ReceiveCounters;
 use crate::intel::tx::TransmitCounters;
 use crate::mac::MacAddress;
+use crate::memory::Kept;
 use crate::pci::{Ids, PciFunction};
 use crate::registers::{ALL_ONES, Caching, Registers};
 use crate::vf::{Agreed, Place, Rung, Vf, VfDriver, Wishes};
@@ -61,7 +63,7 @@ pub struct Setup {
     pub ids: Ids,
     /// What is wanted of it.
     pub wishes: Wishes,
-    /// How long to wait for the PF.
+    /// How long to wait for PF and device.
     pub patience: Patience,
     /// Receive multicast groups by hash instead of asking for all of them, for a device that grants all and then
     /// delivers none, as QEMU's model does. Only groups that everybody uses, and those of IPv6 addresses made of the
@@ -181,7 +183,7 @@ impl VfDriver for Igbvf {
         })
     }
 
-    fn enable(&mut self) -> Result<Queues, DeviceError> {
+    fn enable(&mut self, kept: &mut Kept) -> Result<Queues, DeviceError> {
         let pairs = Pairs {
             device: &self.place,
             driver: Self::NAME,
@@ -192,11 +194,15 @@ impl VfDriver for Igbvf {
             received: &self.receive,
             transmitted: &self.transmit,
         };
-        pairs.start(self.pairs())
+        pairs.start(self.pairs(), kept)
     }
 
     fn quiesce(&mut self) -> bool {
         pair::switch_off(&*self.registers, self.family, self.most_pairs)
+    }
+
+    fn stall_limit(&self) -> Option<Duration> {
+        Some(self.mailbox.patience().stall)
     }
 
     fn is_present(&self) -> bool {

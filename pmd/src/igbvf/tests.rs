@@ -203,6 +203,8 @@ fn a_device_that_is_gone_is_told_once_and_can_be_stopped() {
     device.stop(queues);
     assert_eq!((mapped(&function), function.resets.load(Ordering::Relaxed)), (0, 1));
     assert!(matches!(device.start(), Err(DeviceError::NotFound(_))));
+    drop(device);
+    assert_eq!(function.resets.load(Ordering::Relaxed), 1, "what has left is reset once, in case it has not");
 }
 
 #[test]

@@ -38,7 +38,7 @@ impl Contexts {
 }
 
 /// Most bytes of headers of a frame that is cut (82599 data sheet, chapter 7.2.4).
-const LONGEST_HEADERS: u32 = 240;
+pub const LONGEST_HEADERS: u16 = 240;
 
 /// What the device is asked to do with one frame that leaves it something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +71,9 @@ impl Task {
             Segmentation::TcpV4 | Segmentation::TcpV6 => {
                 let size = offload.segment_size;
                 let payload = len.checked_sub(length).filter(|payload| *payload > 0)?;
-                if size == 0 || length > LONGEST_HEADERS || length + payload.min(u32::from(size)) > max_frame
+                if size == 0
+                    || length > u32::from(LONGEST_HEADERS)
+                    || length + payload.min(u32::from(size)) > max_frame
                 {
                     return None;
                 }

@@ -18,6 +18,7 @@ use thiserror::Error;
 use self::bit::*;
 use super::message::{Answer, CLEAR_TO_SEND, Message, WORDS, answer};
 use crate::registers::{ALL_ONES, Registers};
+use crate::vf::watchdog::STALL;
 
 /// Bits of the control register: the same in all families (82576 data sheet, chapter 8.14; 82599 data sheet, VFMAILBOX).
 pub mod bit {
@@ -48,19 +49,21 @@ pub struct MailboxPlace {
     pub words: u32,
 }
 
-/// How long to wait for the PF.
+/// How long to wait for the PF, and for the device.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     /// Time between two looks.
     pub interval: Duration,
     /// Looks at a bit that the PF is to set.
     pub looks: u32,
+    /// For a transmit queue that gets nowhere, with a link.
+    pub stall: Duration,
 }
 
 impl Default for Patience {
     /// 2000 looks, 500 µs apart: the time that Intel's drivers give the PF.
     fn default() -> Self {
-        Self { interval: Duration::from_micros(500), looks: 2000 }
+        Self { interval: Duration::from_micros(500), looks: 2000, stall: STALL }
     }
 }
 

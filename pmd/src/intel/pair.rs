@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use super::descriptor;
 use super::family::{ENABLE, Family, IVAR_VALID, RING, VECTORS, ring};
-use super::rx::{Bell, IntelReceive, ReceiveCounters, ReceiveMemory};
+use super::rx::{IntelReceive, ReceiveCounters, ReceiveMemory};
 use super::tag::TAG;
 use super::tx::{IntelTransmit, TransmitCounters};
 use crate::device::{DeviceError, Queues, Receive, Transmit};
-use crate::memory::{BUFFER_SIZE, BufferPool, DmaMap, DmaMemory, DmaSlice, SlotBuffers};
+use crate::memory::{BUFFER_SIZE, BufferPool, DmaMap, DmaMemory, DmaSlice, Kept, SlotBuffers};
 use crate::pci::PciFunction;
 use crate::registers::{ALL_ONES, Registers};
-use crate::vf::Place;
+use crate::vf::{Bell, Place, Poke};
 
 /// Bytes of both rings together with all buffers: three huge pages.
 const MEMORY: usize = 6 << 20;
@@ -46,16 +46,11 @@ pub struct PairMemory {
 
 impl PairMemory {
     /// Memory that a device reaches through `map`. `name` is seen in `/proc/PID/maps`.
-    pub fn new(map: Arc<dyn DmaMap>, name: &str) -> Result<Self, DeviceError> {
+    pub fn new(map: Arc<dyn DmaMap>, name: &str, kept: &mut Kept) -> Result<Self, DeviceError> {
         let memory = DmaMemory::new(map, MEMORY, name)?;
         tracing::debug!(name, bytes = memory.len(), huge = memory.is_huge(), "DMA memory");
-        let [ring, transmit, buffers, transmit_buffers, tags] = memory.carve([
-            RING_BYTES,
-            RING_BYTES,
-            BUFFERS * BUFFER_SIZE as usize,
-            TRANSMIT_BYTES,
-            BUFFERS * TAG,
-        ])?;
+        let sizes = [RING_BYTES, RING_BYTES, BUFFERS * BUFFER_SIZE as usize, TRANSMIT_BYTES, BUFFERS * TAG];
+        let [ring, transmit, buffers, transmit_buffers, tags] = kept.carve(memory, sizes)?;
         let receive = ReceiveMemory { ring, pool: BufferPool::new(buffers), tags };
         Ok(Self { receive, transmit, transmit_buffers })
     }
@@ -84,11 +79,11 @@ pub struct Pairs<'a> {
 
 impl Pairs<'_> {
     /// Gets memory for `count` queue pairs and switches them on.
-    pub fn start(&self, count: u16) -> Result<Queues, DeviceError> {
+    pub fn start(&self, count: u16, kept: &mut Kept) -> Result<Queues, DeviceError> {
         let mut memories = Vec::new();
         for queue in 0..count {
             let map = Arc::clone(self.function) as Arc<dyn DmaMap>;
-            let memory = PairMemory::new(map, &format!("{} {} {queue}", self.driver, self.device))?;
+            let memory = PairMemory::new(map, &format!("{} {} {queue}", self.driver, self.device), kept)?;
             self.switch_on(queue, &memory)?;
             memories.push(memory);
         }
@@ -161,8 +156,14 @@ impl Pairs<'_> {
                 }
                 self.registers.write(self.family.eiac, vectors);
                 self.registers.write(self.family.eiam, vectors);
-                for (queue, (entry, bell)) in bells.iter_mut().zip(rung).enumerate() {
-                    *entry = Some(Bell { bell, vector: 1 << queue });
+                for (queue, (entry, event)) in bells.iter_mut().zip(rung).enumerate() {
+                    let vector = 1 << queue;
+                    *entry = Some(Bell {
+                        event,
+                        registers: Arc::clone(self.registers),
+                        allow: Poke::Word(self.family.eims, vector),
+                        mask: Poke::Word(self.family.eimc, vector),
+                    });
                 }
             }
             Err(cause) => tracing::debug!(device = %self.device, %cause, "no interrupts"),

@@ -1,16 +1,12 @@
 //! The receive ring.
 //!
-//! ```text
-//!   head ──▶ [buffer][buffer] … [buffer] ◀── tail      filled by the device from head on, given to it at tail
-//! ```
-//!
 //! A frame longer than a buffer fills several descriptors; it is known by its first buffer, and the pool keeps the
 //! chain. Nothing that the device writes is trusted: lengths are cut to the buffer, chains have an end.
 //!
 //! A VLAN tag that the device took off (the PF's choice on some devices) is put back: it goes into the burst as a segment of
 //! its own, between the addresses and the rest.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -21,34 +17,19 @@ use super::family::{Family, RING, ring};
 use super::tag::{ADDRESSES, push_tagged};
 use crate::device::{Armed, ReceiveQueue};
 use crate::frame::{Burst, MIN_FRAME, Token};
-use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice};
+use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice, PostedBuffers};
 use crate::offload::{Checksum, Offload};
 use crate::registers::Registers;
+use crate::vf::Bell;
 
 /// Most buffers of one frame: more than the longest frame needs, so a longer chain is a broken device.
 const MAX_CHAIN: usize = 8;
-/// Descriptors given to the device at once, unless it is running out of them.
-const REFILL: u16 = 32;
-const MASK: u16 = RING - 1;
-/// One descriptor stays empty: a ring whose tail meets its head is an empty one.
-const MOST_POSTED: u16 = RING - 1;
-/// A slot without a buffer.
-const NONE: u32 = u32::MAX;
 
 /// What the receive queue counts for the slow side.
 #[derive(Debug, Default)]
 pub struct ReceiveCounters {
     /// Frames that were dropped as damaged or impossible.
     pub errors: AtomicU64,
-}
-
-/// What wakes whoever sleeps for a queue.
-#[derive(Debug)]
-pub struct Bell {
-    /// Rings when the device interrupts.
-    pub bell: OwnedFd,
-    /// The bit of its vector in EIMS and EIMC.
-    pub vector: u32,
 }
 
 /// The memory of a receive queue.
@@ -70,17 +51,9 @@ pub struct IntelReceive {
     /// The queue's tail register.
     tail_register: u32,
     ring: DmaSlice,
-    pool: BufferPool,
+    posted: PostedBuffers<RING>,
     /// Where the tag of a frame is that begins in each buffer.
     tags: DmaSlice,
-    /// The buffer in each slot.
-    slots: Box<[u32]>,
-    /// The slot that the device fills next, as far as we have looked.
-    head: u16,
-    /// The slot that is given to the device next.
-    tail: u16,
-    /// Slots with the device.
-    posted: u16,
     /// In the middle of a frame that is dropped.
     discarding: bool,
     counters: Arc<ReceiveCounters>,
@@ -97,19 +70,14 @@ impl IntelReceive {
         memory: ReceiveMemory,
         counters: Arc<ReceiveCounters>,
     ) -> Self {
-        let slots = vec![NONE; usize::from(RING)].into_boxed_slice();
         let ReceiveMemory { ring, pool, tags } = memory;
         let mut queue = Self {
             registers,
             family,
             tail_register: family.receive_at(number, ring::TAIL),
             ring,
-            pool,
+            posted: PostedBuffers::new(pool, 1, 1),
             tags,
-            slots,
-            head: 0,
-            tail: 0,
-            posted: 0,
             discarding: false,
             counters,
             bell: None,
@@ -125,33 +93,23 @@ impl IntelReceive {
 
     #[inline]
     fn refill(&mut self) {
-        let count = (MOST_POSTED - self.posted).min(self.pool.available().min(usize::from(RING)) as u16);
-        if count == 0 || (count < REFILL && self.posted >= REFILL) {
-            return;
-        }
-        for _ in 0..count {
-            let Some(buffer) = self.pool.take() else { break };
-            let slot = usize::from(self.tail);
-            self.ring.store(2 * slot, self.pool.iova(buffer));
+        let told = self.posted.refill(|slot, iova| {
+            self.ring.store(2 * slot, iova);
             // The header address, unused; where the device will report that it is done.
             self.ring.store(2 * slot + 1, 0);
-            if let Some(entry) = self.slots.get_mut(slot) {
-                *entry = buffer;
-            }
-            self.tail = (self.tail + 1) & MASK;
-            self.posted += 1;
+        });
+        if told > 0 {
+            fence(Ordering::Release);
+            self.registers.write(self.tail_register, u32::from(self.posted.tail()));
         }
-        fence(Ordering::Release);
-        self.registers.write(self.tail_register, u32::from(self.tail));
     }
 
     /// What the device says about the frame at the head, a part a buffer; `None` while its end is not there.
     #[inline]
     fn look(&self) -> Option<ArrayVec<Received, MAX_CHAIN>> {
         let mut parts = ArrayVec::new();
-        for n in 0..self.posted.min(MAX_CHAIN as u16) {
-            let slot = usize::from((self.head + n) & MASK);
-            let part = Received::from_word(self.ring.load(2 * slot + 1));
+        for n in 0..usize::from(self.posted.len()).min(MAX_CHAIN) {
+            let part = Received::from_word(self.ring.load(2 * self.posted.slot(n) + 1));
             if !part.is_done() {
                 return None;
             }
@@ -164,38 +122,12 @@ impl IntelReceive {
         whole.then_some(parts)
     }
 
-    /// Takes the buffers of `count` slots at the head as a chain; the first is the result.
-    #[inline]
-    fn consume(&mut self, count: usize) -> u32 {
-        let mut first = NONE;
-        let mut last = NONE;
-        for _ in 0..count {
-            let slot = usize::from(self.head);
-            let buffer = self.slots.get_mut(slot).map_or(NONE, |entry| std::mem::replace(entry, NONE));
-            if first == NONE {
-                first = buffer;
-            } else {
-                self.pool.link(last, buffer);
-            }
-            last = buffer;
-            self.head = (self.head + 1) & MASK;
-            self.posted -= 1;
-        }
-        first
-    }
-
-    /// The buffer in the slot `n` after the head.
-    #[inline]
-    fn buffer_at(&self, n: usize) -> u32 {
-        self.slots.get((usize::from(self.head) + n) & usize::from(MASK)).copied().unwrap_or(NONE)
-    }
-
     /// What the device says of the transport checksum of the frame at the head. What it found wrong, the guest judges.
     #[inline]
     fn verdict(&self, parts: &[Received]) -> Checksum {
         match parts.last() {
             Some(last) if last.checksum_is_right(self.family) => {
-                let slot = usize::from((self.head + parts.len() as u16 - 1) & MASK);
+                let slot = self.posted.slot(parts.len() - 1);
                 if is_tcp_or_udp(self.ring.load(2 * slot)) { Checksum::Valid } else { Checksum::Unknown }
             }
             _ => Checksum::Unknown,
@@ -219,13 +151,12 @@ impl IntelReceive {
                 self.counters.errors.fetch_add(1, Ordering::Relaxed);
             }
             self.discarding = !ended;
-            let first = self.consume(parts.len());
-            self.pool.give_back(first);
+            self.posted.drop_frame(parts.len());
             return true;
         }
-        let first = self.buffer_at(0);
+        let first = self.posted.buffer(0);
         for (n, part) in parts.iter().enumerate().filter(|(_, part)| !part.is_empty()) {
-            let segment = self.pool.segment(self.buffer_at(n), part.len());
+            let segment = self.posted.segment(n, part.len());
             let pushed = match tag {
                 Some(tag) if n == 0 => push_tagged(burst, &self.tags, first, segment, &tag),
                 _ => burst.push_segment(segment),
@@ -239,7 +170,7 @@ impl IntelReceive {
         {
             return false;
         }
-        self.consume(parts.len());
+        self.posted.take(parts.len());
         true
     }
 }
@@ -253,25 +184,19 @@ impl ReceiveQueue for IntelReceive {
 
     #[inline]
     fn release(&mut self, token: Token) {
-        self.pool.give_back(token.0);
+        self.posted.release(token);
     }
 
     fn bell(&self) -> Option<BorrowedFd<'_>> {
-        self.bell.as_ref().map(|bell| bell.bell.as_fd())
+        Bell::fd(self.bell.as_ref())
     }
 
-    /// Lets the device interrupt, once: it masks the vector itself then. What came while it was masked interrupts at once.
     fn arm(&mut self) -> Armed {
-        let Some(bell) = &self.bell else { return Armed::Silent };
-        self.registers.write(self.family.eims, bell.vector);
-        fence(Ordering::SeqCst);
-        if self.look().is_some() { Armed::Ready } else { Armed::Rings }
+        Bell::arm(self.bell.as_ref(), || self.look().is_some())
     }
 
     fn disarm(&mut self) {
-        if let Some(bell) = &self.bell {
-            self.registers.write(self.family.eimc, bell.vector);
-        }
+        Bell::disarm(self.bell.as_ref());
     }
 }
 
@@ -283,6 +208,7 @@ mod tests {
     use crate::intel::descriptor;
     use crate::memory::dma::DmaMemory;
     use crate::memory::dma::tests::{FakeMap, OFFSET};
+    use crate::vf::Poke;
     use proptest::prelude::*;
     use rustix::event::{EventfdFlags, eventfd};
 
@@ -333,7 +259,7 @@ mod tests {
                 descriptor.write_volatile(first);
                 descriptor.add(1).write_volatile(word);
             }
-            self.device = (self.device + 1) & MASK;
+            self.device = (self.device + 1) & (RING - 1);
             true
         }
 
@@ -372,9 +298,9 @@ mod tests {
         let (_, segments) = frames.iter().last().unwrap();
         assert_eq!(crate::frame::gather(segments, &mut bytes), 4106);
         assert_eq!((bytes[0], bytes[2048], bytes[4105]), (2, 3, 4));
-        let free = queue.pool.available();
+        let free = queue.posted.free();
         release_all(&mut queue, &mut burst);
-        assert_eq!(queue.pool.available(), free + 4);
+        assert_eq!(queue.posted.free(), free + 4);
     }
 
     #[test]
@@ -444,9 +370,9 @@ mod tests {
             assert_eq!(bytes[12..16], [0x81, 0, 0x20, 7]);
             assert_eq!((bytes[11], bytes[16]), (bytes[0], bytes[0]));
         }
-        let free = queue.pool.available();
+        let free = queue.posted.free();
         release_all(&mut queue, &mut burst);
-        assert_eq!(queue.pool.available(), free + 3);
+        assert_eq!(queue.posted.free(), free + 3);
     }
 
     #[test]
@@ -483,8 +409,12 @@ mod tests {
     fn it_lets_the_device_interrupt_only_while_somebody_sleeps() {
         let (mut queue, mut ring) = queue(2000);
         assert!(queue.arm() == Armed::Silent && ring.double.writes(EIMS) == 0, "without an interrupt");
-        let mut queue =
-            queue.with_bell(Some(Bell { bell: eventfd(0, EventfdFlags::CLOEXEC).unwrap(), vector: 1 }));
+        let mut queue = queue.with_bell(Some(Bell {
+            event: eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
+            registers: Arc::clone(&ring.double) as Arc<dyn Registers>,
+            allow: Poke::Word(EIMS, 1),
+            mask: Poke::Word(EIMC, 1),
+        }));
         assert_eq!((queue.arm(), ring.double.writes(EIMS)), (Armed::Rings, 1));
         queue.disarm();
         assert_eq!(ring.double.writes(EIMC), 1);
@@ -513,10 +443,10 @@ mod tests {
                     prop_assert!(frame.len() >= MIN_FRAME);
                     prop_assert!(segments.iter().all(|segment| segment.len() <= BUFFER_SIZE));
                 }
-                prop_assert!(queue.pool.available() + usize::from(queue.posted) + burst.len() <= 1060);
+                prop_assert!(queue.posted.free() + usize::from(queue.posted.len()) + burst.len() <= 1060);
             }
             release_all(&mut queue, &mut burst);
-            prop_assert_eq!(queue.pool.available() + usize::from(queue.posted), 1060);
+            prop_assert_eq!(queue.posted.free() + usize::from(queue.posted.len()), 1060);
         }
     }
 }

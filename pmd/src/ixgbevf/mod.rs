@@ -24,6 +24,7 @@ mod statistics;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 pub use crate::intel::mailbox::Patience;
 
@@ -35,6 +36,7 @@ use crate::intel::pair::{self, Pairs};
 use crate::intel::rx::ReceiveCounters;
 use crate::intel::tx::TransmitCounters;
 use crate::mac::MacAddress;
+use crate::memory::Kept;
 use crate::pci::{Ids, PciFunction};
 use crate::registers::{ALL_ONES, Caching, Registers};
 use crate::vf::{Agreed, Place, Rung, Vf, VfDriver, Wishes};
@@ -68,7 +70,7 @@ pub struct Setup {
     pub ids: Ids,
     /// What is wanted of it.
     pub wishes: Wishes,
-    /// How long to wait for the PF.
+    /// How long to wait for PF and device.
     pub patience: Patience,
 }
 
@@ -194,7 +196,7 @@ impl VfDriver for Ixgbevf {
         })
     }
 
-    fn enable(&mut self) -> Result<Queues, DeviceError> {
+    fn enable(&mut self, kept: &mut Kept) -> Result<Queues, DeviceError> {
         rss::spread(&*self.registers, self.pairs, self.own_rss);
         let pairs = Pairs {
             device: &self.place,
@@ -206,11 +208,15 @@ impl VfDriver for Ixgbevf {
             received: &self.receive,
             transmitted: &self.transmit,
         };
-        pairs.start(self.pairs)
+        pairs.start(self.pairs, kept)
     }
 
     fn quiesce(&mut self) -> bool {
         pair::switch_off(&*self.registers, &RINGS, MOST_PAIRS)
+    }
+
+    fn stall_limit(&self) -> Option<Duration> {
+        Some(self.mailbox.patience().stall)
     }
 
     fn is_present(&self) -> bool {

@@ -3,7 +3,6 @@
 //! It lies in memfds, on huge pages where there are free ones, so that it can be handed to a successor process. Without an
 //! IOMMU it must be huge pages, in a row (`physical`).
 
-use std::cell::RefCell;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -51,22 +50,28 @@ pub trait DmaMap: Send + Sync + fmt::Debug {
     }
 }
 
-thread_local! {
-    /// What [`keeping`] keeps on this thread.
-    static KEPT: RefCell<Option<Vec<Arc<DmaMemory>>>> = const { RefCell::new(None) };
-}
-
-/// All DMA memory that a call of [`keeping`] made, alive until this is dropped.
-#[derive(Debug)]
+/// The DMA memory that a device gets while it is started, alive until this is dropped: so that none goes with an error half-way,
+/// while the device may still write to it.
+#[derive(Debug, Default)]
 #[must_use]
-pub struct Kept(#[expect(dead_code, reason = "it is there to be dropped")] Vec<Arc<DmaMemory>>);
+pub struct Kept(Vec<Arc<DmaMemory>>);
 
-/// Does `act` and keeps all DMA memory that is cut meanwhile on this thread, so that none goes with an error half-way, while
-/// the device may still write to it.
-pub fn keeping<T>(act: impl FnOnce() -> T) -> (T, Kept) {
-    KEPT.set(Some(Vec::new()));
-    let result = act();
-    (result, Kept(KEPT.take().unwrap_or_default()))
+impl Kept {
+    /// Cuts `memory` as [`DmaMemory::carve`] does, and keeps it.
+    pub fn carve<const N: usize>(
+        &mut self,
+        memory: DmaMemory,
+        sizes: [usize; N],
+    ) -> Result<[DmaSlice; N], DeviceError> {
+        as_many(self.carve_all(memory, &sizes)?)
+    }
+
+    /// As [`carve`](Self::carve), for a number of slices that is not known before.
+    pub fn carve_all(&mut self, memory: DmaMemory, sizes: &[usize]) -> Result<Vec<DmaSlice>, DeviceError> {
+        let memory = Arc::new(memory);
+        self.0.push(Arc::clone(&memory));
+        cut(&memory, sizes)
+    }
 }
 
 /// A piece of zeroed memory that a device reaches. Used through the [`DmaSlice`]s that [`DmaMemory::carve`] cuts.
@@ -130,29 +135,7 @@ impl DmaMemory {
 
     /// Cuts the memory into slices of these sizes, each aligned to 128 bytes; an error where it is too small.
     pub fn carve<const N: usize>(self, sizes: [usize; N]) -> Result<[DmaSlice; N], DeviceError> {
-        let slices: Result<[DmaSlice; N], _> = self.carve_all(&sizes)?.try_into();
-        slices.map_err(|_| DeviceError::Failed("DMA memory was cut into another number of slices".to_owned()))
-    }
-
-    /// As [`carve`](Self::carve), for a number of slices that is not known before.
-    pub fn carve_all(self, sizes: &[usize]) -> Result<Vec<DmaSlice>, DeviceError> {
-        let memory = Arc::new(self);
-        let mut at = 0usize;
-        let mut slices = Vec::with_capacity(sizes.len());
-        for &len in sizes {
-            if at.checked_add(len).is_none_or(|end| end > memory.len) {
-                return Err(DeviceError::Failed(format!(
-                    "{} bytes of DMA memory are too few for {sizes:?}",
-                    memory.len
-                )));
-            }
-            // SAFETY: the slice is inside the mapping, as was just checked.
-            let ptr = unsafe { memory.ptr.add(at) };
-            slices.push(DmaSlice { ptr, len, iova: memory.iova + at as u64, _memory: Arc::clone(&memory) });
-            at = at.saturating_add(len).saturating_add(SLICE_ALIGN - 1) & !(SLICE_ALIGN - 1);
-        }
-        KEPT.with_borrow_mut(|kept| kept.iter_mut().for_each(|kept| kept.push(Arc::clone(&memory))));
-        Ok(slices)
+        as_many(cut(&Arc::new(self), &sizes)?)
     }
 
     /// Bytes that slices of these sizes take together.
@@ -162,6 +145,31 @@ impl DmaMemory {
 }
 
 const SLICE_ALIGN: usize = 128;
+
+fn as_many<const N: usize>(slices: Vec<DmaSlice>) -> Result<[DmaSlice; N], DeviceError> {
+    slices
+        .try_into()
+        .map_err(|_| DeviceError::Failed("DMA memory was cut into another number of slices".to_owned()))
+}
+
+/// Slices of these sizes; of each memory only once.
+fn cut(memory: &Arc<DmaMemory>, sizes: &[usize]) -> Result<Vec<DmaSlice>, DeviceError> {
+    let mut at = 0usize;
+    let mut slices = Vec::with_capacity(sizes.len());
+    for &len in sizes {
+        if at.checked_add(len).is_none_or(|end| end > memory.len) {
+            return Err(DeviceError::Failed(format!(
+                "{} bytes of DMA memory are too few for {sizes:?}",
+                memory.len
+            )));
+        }
+        // SAFETY: the slice is inside the mapping, as was just checked.
+        let ptr = unsafe { memory.ptr.add(at) };
+        slices.push(DmaSlice { ptr, len, iova: memory.iova + at as u64, _memory: Arc::clone(memory) });
+        at = at.saturating_add(len).saturating_add(SLICE_ALIGN - 1) & !(SLICE_ALIGN - 1);
+    }
+    Ok(slices)
+}
 
 impl Drop for DmaMemory {
     fn drop(&mut self) {
@@ -422,6 +430,16 @@ pub(crate) mod tests {
             ),
             Err(other) => panic!("{other}"),
         }
+    }
+
+    #[test]
+    fn what_is_kept_outlives_its_slices() {
+        let (map, mut kept) = (Arc::new(FakeMap::default()), Kept::default());
+        let memory = DmaMemory::new(Arc::clone(&map) as Arc<dyn DmaMap>, 10_000, "test").unwrap();
+        drop(kept.carve(memory, [100, 9000]).unwrap());
+        assert_eq!(map.mapped.lock().unwrap().len(), 1);
+        drop(kept);
+        assert!(map.mapped.lock().unwrap().is_empty());
     }
 
     #[test]

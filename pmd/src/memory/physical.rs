@@ -6,8 +6,10 @@
 //!   mapped     [ 4 ][ 1 ][ 3 ]                    in that order; the others are given back
 //! ```
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
@@ -139,7 +141,8 @@ impl Pages {
                 }
                 continue;
             };
-            let entries = pagemap(all.ptr.as_ptr(), tried, HUGE_PAGE).map_err(|cause| unreadable(&cause))?;
+            let entries =
+                pagemap(all.mapping.ptr.as_ptr(), tried, HUGE_PAGE).map_err(|cause| unreadable(&cause))?;
             let frames: Result<Vec<u64>, Unfit> = entries.into_iter().map(frame).collect();
             let frames = frames.map_err(|unfit| unfit.error(len))?;
             let step = (HUGE_PAGE / rustix::param::page_size()) as u64;
@@ -172,9 +175,55 @@ fn too_scattered(wanted: usize, looked_at: usize) -> DeviceError {
     ))
 }
 
+/// A mapping of ours, which goes when this is dropped.
+struct Mapping {
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+impl Mapping {
+    /// # Safety
+    /// The `len` bytes at `ptr` must be a mapping that nobody else gives up and to which nothing points.
+    unsafe fn own(ptr: *mut c_void, len: usize) -> io::Result<Self> {
+        let ptr = NonNull::new(ptr.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { ptr, len })
+    }
+
+    /// Gives up the first `before` bytes and what lies behind the `len` bytes after them.
+    fn shrink(&mut self, before: usize, len: usize) -> io::Result<()> {
+        // SAFETY: both parts are inside the mapping, and `self` ends where they begin.
+        unsafe {
+            if self.len > before + len {
+                rustix::mm::munmap(self.ptr.add(before + len).as_ptr().cast(), self.len - before - len)?;
+                self.len = before + len;
+            }
+            if before > 0 {
+                rustix::mm::munmap(self.ptr.as_ptr().cast(), before)?;
+                (self.ptr, self.len) = (self.ptr.add(before), len);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands it on: whoever takes it gives it up.
+    fn into_parts(self) -> (NonNull<u8>, usize) {
+        let mapping = ManuallyDrop::new(self);
+        (mapping.ptr, mapping.len)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: as `own` was promised.
+        if let Err(cause) = unsafe { rustix::mm::munmap(self.ptr.as_ptr().cast(), self.len) } {
+            tracing::error!(%cause, "cannot unmap huge pages");
+        }
+    }
+}
+
 /// Huge pages in the order of their file.
 struct Reserve {
-    ptr: NonNull<u8>,
+    mapping: Mapping,
     pages: usize,
     memfd: OwnedFd,
 }
@@ -185,19 +234,17 @@ impl Reserve {
         let memfd =
             rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)?;
         rustix::fs::ftruncate(&memfd, len as u64)?;
-        // SAFETY: a new mapping at an address of the kernel's choice. Without free huge pages it fails.
-        let ptr = unsafe {
-            rustix::mm::mmap(
-                ptr::null_mut(),
-                len,
-                READ_WRITE,
-                MapFlags::SHARED | MapFlags::POPULATE,
-                &memfd,
-                0,
-            )
+        Self::of(memfd, pages)
+    }
+
+    /// All pages of a file, brought in.
+    fn of(memfd: OwnedFd, pages: usize) -> io::Result<Self> {
+        let (len, flags) = (pages * HUGE_PAGE, MapFlags::SHARED | MapFlags::POPULATE);
+        // SAFETY: a new mapping at an address of the kernel's choice, which is this value's. Without free huge pages it fails.
+        let mapping = unsafe {
+            Mapping::own(rustix::mm::mmap(ptr::null_mut(), len, READ_WRITE, flags, &memfd, 0)?, len)
         }?;
-        let ptr = NonNull::new(ptr.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { ptr, pages, memfd })
+        Ok(Self { mapping, pages, memfd })
     }
 
     /// Maps the pages `row` in this order in a row, and gives the others back.
@@ -205,54 +252,32 @@ impl Reserve {
         let len = row.len() * HUGE_PAGE;
         // Room with a boundary of a huge page in it.
         // SAFETY: a new mapping at an address of the kernel's choice, of which nothing is ever touched.
-        let room = unsafe {
-            rustix::mm::mmap_anonymous(
-                ptr::null_mut(),
-                len + HUGE_PAGE,
-                ProtFlags::empty(),
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )
+        let mut kept = unsafe {
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+            let room = len + HUGE_PAGE;
+            Mapping::own(rustix::mm::mmap_anonymous(ptr::null_mut(), room, ProtFlags::empty(), flags)?, room)
         }?;
-        let before = (room as usize).next_multiple_of(HUGE_PAGE) - room as usize;
-        // SAFETY: inside the room, by less than a huge page.
-        let start = unsafe { room.byte_add(before) };
+        let room = kept.ptr.as_ptr() as usize;
+        kept.shrink(room.next_multiple_of(HUGE_PAGE) - room, len)?;
+        let start: *mut c_void = kept.ptr.as_ptr().cast();
         for (at, page) in row.iter().enumerate() {
             // SAFETY: replaces a part of the room, which is this function's own.
-            let mapped = unsafe {
+            unsafe {
                 let at = start.byte_add(at * HUGE_PAGE);
                 let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::POPULATE;
-                rustix::mm::mmap(at, HUGE_PAGE, READ_WRITE, flags, &self.memfd, (page * HUGE_PAGE) as u64)
-            };
-            if let Err(cause) = mapped {
-                // SAFETY: all of it is this function's own.
-                let _ = unsafe { rustix::mm::munmap(room, len + HUGE_PAGE) };
-                return Err(cause.into());
+                rustix::mm::mmap(at, HUGE_PAGE, READ_WRITE, flags, &self.memfd, (page * HUGE_PAGE) as u64)?;
             }
         }
-        // SAFETY: what is left of the room before and after, which nothing uses.
-        unsafe {
-            if before > 0 {
-                rustix::mm::munmap(room, before)?;
-            }
-            rustix::mm::munmap(start.byte_add(len), HUGE_PAGE - before)?;
-            // Frames of others do not belong in a core dump.
-            let _ = rustix::mm::madvise(start, len, Advice::LinuxDontDump);
-        }
+        // Frames of others do not belong in a core dump.
+        // SAFETY: the mapping made above; this advice keeps its contents.
+        let _ = unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontDump) };
         for page in (0..self.pages).filter(|page| !row.contains(page)) {
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             fallocate(&self.memfd, hole, (page * HUGE_PAGE) as u64, HUGE_PAGE as u64)?;
         }
-        let ptr = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Pages { ptr, len, memfd: self.memfd.try_clone()? })
-    }
-}
-
-impl Drop for Reserve {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made in `new`, to which nothing points.
-        if let Err(cause) = unsafe { rustix::mm::munmap(self.ptr.as_ptr().cast(), self.pages * HUGE_PAGE) } {
-            tracing::error!(%cause, "cannot unmap huge pages");
-        }
+        let memfd = self.memfd.try_clone()?;
+        let (ptr, len) = kept.into_parts();
+        Ok(Pages { ptr, len, memfd })
     }
 }
 
@@ -307,6 +332,24 @@ mod tests {
                 && too_few(3).to_string().contains("nr_hugepages")
         );
         assert!(too_scattered(3, 9).to_string().contains("hugepages=64 on the kernel command line"));
+    }
+
+    /// Of a file of zeros, mappings can be made, but pages cannot be given back.
+    #[test]
+    fn a_start_that_fails_half_way_leaves_no_mapping() {
+        let zeros =
+            || -> OwnedFd { File::options().read(true).write(true).open("/dev/zero").unwrap().into() };
+        let mapped = || std::fs::read_to_string("/proc/self/maps").unwrap().matches("/dev/zero").count();
+        let before = mapped();
+        let all = Reserve::of(zeros(), 3).unwrap();
+        assert_eq!(mapped(), before + 1);
+        assert!(all.keep(&[2, 0]).is_err());
+        assert_eq!(mapped(), before);
+        let pages = Reserve::of(zeros(), 2).unwrap().keep(&[1, 0]).unwrap();
+        assert_eq!((pages.len, pages.ptr.as_ptr() as usize % HUGE_PAGE), (2 * HUGE_PAGE, 0));
+        // SAFETY: the test's own, which nothing points to.
+        drop(unsafe { Mapping::own(pages.ptr.as_ptr().cast(), pages.len) });
+        assert_eq!(mapped(), before);
     }
 
     /// Needs no huge page: the mapping's own pages, which are ordinary ones, one at a time.

@@ -36,20 +36,21 @@ mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use control::Patience;
 pub use rx::NfpReceive;
 pub use tx::NfpTransmit;
 
-use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues};
+use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues, TransmitQueue};
 use crate::mac::MacAddress;
+use crate::memory::Kept;
 use crate::pci::{Ids, PciFunction};
 use crate::registers::Caching;
-use crate::vf::{Agreed, Place, Rung, Vf, VfDriver, Wishes};
+use crate::vf::{Agreed, Place, Progress, Rung, Vf, VfDriver, Wishes};
 use control::{Control, ControlError};
 use firmware::Firmware;
-use queue_controller::QueueController;
+use queue_controller::{Queue, QueueController};
 use registers::*;
 use rx::ReceiveCounters;
 use statistics::Statistics;
@@ -89,11 +90,12 @@ struct Partner {
     rings: u32,
 }
 
-/// How far a transmit ring had got, for the watchdog.
-#[derive(Clone, Copy, Debug)]
-struct Progress {
+/// A transmit ring that is on: how far it had got, for the watchdog.
+#[derive(Debug)]
+struct Ring {
+    queue: Queue,
     read_pointer: u32,
-    since: Instant,
+    progress: Arc<Progress>,
 }
 
 /// The slow side of an NFP's VF.
@@ -113,7 +115,7 @@ pub struct Nfp {
     random_mac: Option<MacAddress>,
     /// It is on.
     enabled: bool,
-    progress: Vec<Progress>,
+    rings: Vec<Ring>,
     statistics: Statistics,
     receive: Arc<ReceiveCounters>,
     transmit: Arc<TransmitCounters>,
@@ -136,7 +138,7 @@ impl Nfp {
             mac: MacAddress([0; 6]),
             random_mac: None,
             enabled: false,
-            progress: Vec::new(),
+            rings: Vec::new(),
             statistics: Statistics::default(),
             receive: Arc::default(),
             transmit: Arc::default(),
@@ -237,20 +239,18 @@ impl Nfp {
         self.control.update(&queues.config(), UPDATE_GEN | UPDATE_RING | UPDATE_MSIX, limit)
     }
 
-    /// The watchdog of what is sent: the pointers of every transmit ring, twice 20 reads a second.
-    fn stalled(&mut self, has_link: bool) -> Option<u32> {
-        let partner = self.partner.as_ref()?;
-        let stall = self.control.patience().stall;
-        for (ring, progress) in (0..).zip(&mut self.progress) {
-            let queue = partner.queues.transmit(ring);
-            let (read, written) = (queue.read_pointer()?, queue.write_pointer()?);
-            if read != progress.read_pointer || read == written || !has_link {
-                *progress = Progress { read_pointer: read, since: Instant::now() };
-            } else if progress.since.elapsed() > stall {
-                return Some(ring);
+    /// What the watchdog of what is sent is told: the pointers of every transmit ring, twice 20 reads a second. Workers read
+    /// them too seldom.
+    fn look_at_rings(&mut self) {
+        for ring in &mut self.rings {
+            let (Some(read), Some(written)) = (ring.queue.read_pointer(), ring.queue.write_pointer()) else {
+                return;
+            };
+            let before = std::mem::replace(&mut ring.read_pointer, read);
+            if read != before || read != written {
+                ring.progress.looked(u64::from(read != before));
             }
         }
-        None
     }
 
     fn drops(&self) -> [(&'static str, &AtomicU64); 5] {
@@ -296,21 +296,29 @@ impl VfDriver for Nfp {
         })
     }
 
-    fn enable(&mut self) -> Result<Queues, DeviceError> {
+    fn enable(&mut self, kept: &mut Kept) -> Result<Queues, DeviceError> {
         let unasked = || DeviceError::Failed(format!("{}: the firmware was not asked", self.place));
         let partner = self.partner.as_ref().ok_or_else(unasked)?;
-        let (given, rings) = (self.switch_on(partner)?, partner.rings);
+        let (given, rings) = (self.switch_on(partner, kept)?, partner.rings);
         self.transmit.lost.store(false, Ordering::Relaxed);
-        self.progress = vec![Progress { read_pointer: 0, since: Instant::now() }; rings as usize];
+        let progresses = given.transmit.iter().filter_map(TransmitQueue::progress);
+        self.rings = (0..rings)
+            .zip(progresses)
+            .map(|(ring, progress)| Ring { queue: partner.queues.transmit(ring), read_pointer: 0, progress })
+            .collect();
         self.enabled = true;
         Ok(given)
     }
 
     fn quiesce(&mut self) -> bool {
         self.enabled = false;
-        self.progress.clear();
+        self.rings.clear();
         let limit = QUIET.min(self.control.patience().answer);
         self.partner.as_ref().is_none_or(|partner| self.switch_off(&partner.queues, limit).is_ok())
+    }
+
+    fn stall_limit(&self) -> Option<Duration> {
+        Some(self.control.patience().stall)
     }
 
     fn is_present(&self) -> bool {
@@ -335,13 +343,7 @@ impl VfDriver for Nfp {
             (self.mac, self.random_mac) = (mac, None);
             events.push(DeviceEvent::MacChanged(mac));
         }
-        let has_link = self.link() != Link::Down;
-        if let Some(ring) = self.stalled(has_link) {
-            let place = &self.place;
-            events.push(DeviceEvent::ResetNeeded {
-                reason: format!("{place}: its firmware has stopped sending from transmit ring {ring}"),
-            });
-        }
+        self.look_at_rings();
     }
 
     fn link(&mut self) -> Link {

@@ -1,15 +1,13 @@
 //! The receive ring: a free list that the device fills in place.
 //!
 //! ```text
-//!   head ──▶ [buffer][buffer] … [buffer] ◀── tail      filled by the device from head on, given to it at tail
-//!
 //!   buffer   [ … | metadata | frame        ]           one frame each
 //! ```
 //!
 //! Nothing that the device writes is trusted: lengths are checked against the buffer and against each other, and metadata
 //! has to add up.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -17,23 +15,16 @@ use super::descriptor::{self, Received};
 use super::firmware::{MOST_PREPENDED, ReceiveLayout};
 use super::metadata;
 use super::queue_controller::Queue;
-use super::registers::{ICR_RXTX, icr};
 use crate::device::{Armed, ReceiveQueue};
 use crate::frame::{Burst, MIN_FRAME, Token};
-use crate::memory::{BufferPool, DmaSlice};
+use crate::memory::{BufferPool, DmaSlice, PostedBuffers};
 use crate::offload::{Checksum, Offload};
-use crate::registers::Registers;
+use crate::vf::Bell;
 
 /// Descriptors of a ring.
 pub const RING: u16 = 1024;
-const MASK: u16 = RING - 1;
 /// Descriptors that are never posted: with a full ring the firmware gets confused (DPDK's `nfp_net_rx_fill_freelist`).
 const KEPT_FREE: u16 = 8;
-const MOST_POSTED: u16 = RING - KEPT_FREE;
-/// Descriptors given to the device at once, unless it is running out of them.
-const REFILL: u16 = 32;
-/// A slot without a buffer.
-const NONE: u32 = u32::MAX;
 
 /// What the receive queues count for the slow side.
 #[derive(Debug, Default)]
@@ -46,41 +37,15 @@ pub struct ReceiveCounters {
     pub stripped: AtomicU64,
 }
 
-/// How a sleeper is woken.
-#[derive(Debug)]
-pub struct Bell {
-    /// Rings when the device interrupts.
-    pub event: OwnedFd,
-    /// The control words, for the mask.
-    pub registers: Arc<dyn Registers>,
-    /// The interrupt.
-    pub vector: u32,
-}
-
-impl Bell {
-    /// Lets the interrupt through, or not. The firmware itself stops it when it has rung.
-    pub fn mask(&self, masked: bool) {
-        self.registers.write8(icr(self.vector), if masked { ICR_RXTX } else { 0 });
-    }
-}
-
 /// A receive queue of a VF.
 #[derive(Debug)]
 pub struct NfpReceive {
     free_list: Queue,
     ring: DmaSlice,
-    pool: BufferPool,
+    posted: PostedBuffers<RING>,
     layout: ReceiveLayout,
     /// The device checks checksums.
     checks: bool,
-    /// The buffer in each slot.
-    slots: Box<[u32]>,
-    /// The slot that the device fills next, as far as we have looked.
-    head: u16,
-    /// The slot that is given to the device next.
-    tail: u16,
-    /// Slots with the device.
-    posted: u16,
     counters: Arc<ReceiveCounters>,
     bell: Option<Bell>,
 }
@@ -105,13 +70,9 @@ impl NfpReceive {
         let mut queue = Self {
             free_list,
             ring,
-            pool: BufferPool::of_size(buffers, layout.buffer),
+            posted: PostedBuffers::new(BufferPool::of_size(buffers, layout.buffer), KEPT_FREE, 1),
             layout,
             checks,
-            slots: vec![NONE; usize::from(RING)].into_boxed_slice(),
-            head: 0,
-            tail: 0,
-            posted: 0,
             counters,
             bell: None,
         };
@@ -126,34 +87,23 @@ impl NfpReceive {
 
     #[inline]
     fn refill(&mut self) {
-        let count = (MOST_POSTED - self.posted).min(self.pool.available().min(usize::from(RING)) as u16);
-        if count == 0 || (count < REFILL && self.posted >= REFILL) {
-            return;
+        let told = self.posted.refill(|slot, iova| self.ring.store(slot, descriptor::free(iova)));
+        if told > 0 {
+            fence(Ordering::Release);
+            self.free_list.advance(u32::from(told));
         }
-        for _ in 0..count {
-            let Some(buffer) = self.pool.take() else { break };
-            let slot = usize::from(self.tail);
-            self.ring.store(slot, descriptor::free(self.pool.iova(buffer)));
-            if let Some(entry) = self.slots.get_mut(slot) {
-                *entry = buffer;
-            }
-            self.tail = (self.tail + 1) & MASK;
-            self.posted += 1;
-        }
-        fence(Ordering::Release);
-        self.free_list.advance(u32::from(count));
     }
 
     /// What the device says about the frame at the head.
     #[inline]
     fn look(&self) -> Option<Received> {
-        let received = Received::from_word(self.ring.load(usize::from(self.head)));
-        (self.posted > 0 && received.is_done()).then_some(received)
+        let received = Received::from_word(self.ring.load(self.posted.slot(0)));
+        (!self.posted.is_empty() && received.is_done()).then_some(received)
     }
 
     /// Where the frame is, or why it is none.
     #[inline]
-    fn judge(&self, received: Received, buffer: u32) -> Result<Place, &AtomicU64> {
+    fn judge(&self, received: Received) -> Result<Place, &AtomicU64> {
         let (prepended, offset) = (received.metadata(), self.layout.offset);
         let at = if offset == 0 { prepended } else { offset };
         let len = received.len().saturating_sub(prepended);
@@ -168,7 +118,7 @@ impl NfpReceive {
             false => metadata::is_sound_single(prepended),
             true => {
                 let mut bytes = [0; MOST_PREPENDED as usize];
-                let copied = self.pool.part(buffer, at - prepended, prepended).copy_to(&mut bytes);
+                let copied = self.posted.part(0, at - prepended, prepended).copy_to(&mut bytes);
                 metadata::is_sound_chain(&bytes[..copied])
             }
         };
@@ -184,27 +134,21 @@ impl NfpReceive {
         let Some(received) = self.look() else { return false };
         // The frame's bytes are read after the word that says they are there.
         fence(Ordering::Acquire);
-        let buffer = self.slots.get(usize::from(self.head)).copied().unwrap_or(NONE);
-        let dropped = match self.judge(received, buffer) {
+        match self.judge(received) {
             Ok(Place { at, len }) => {
                 let valid = self.checks && received.is_right();
                 let checksum = if valid { Checksum::Valid } else { Checksum::Unknown };
-                let segment = self.pool.part(buffer, at, len);
-                if !burst.push_whole(segment, Token(buffer), Offload { checksum, ..Offload::NONE }) {
+                let (segment, token) = (self.posted.part(0, at, len), Token(self.posted.buffer(0)));
+                if !burst.push_whole(segment, token, Offload { checksum, ..Offload::NONE }) {
                     return false;
                 }
-                false
+                self.posted.take(1);
             }
             Err(counter) => {
                 counter.fetch_add(1, Ordering::Relaxed);
-                true
+                self.posted.drop_frame(1);
             }
-        };
-        if dropped {
-            self.pool.give_back(buffer);
         }
-        self.head = (self.head + 1) & MASK;
-        self.posted -= 1;
         true
     }
 }
@@ -218,25 +162,19 @@ impl ReceiveQueue for NfpReceive {
 
     #[inline]
     fn release(&mut self, token: Token) {
-        self.pool.give_back(token.0);
+        self.posted.release(token);
     }
 
     fn bell(&self) -> Option<BorrowedFd<'_>> {
-        self.bell.as_ref().map(|bell| bell.event.as_fd())
+        Bell::fd(self.bell.as_ref())
     }
 
-    /// Lets the device interrupt, once: the firmware masks the interrupt itself then.
     fn arm(&mut self) -> Armed {
-        let Some(bell) = &self.bell else { return Armed::Silent };
-        bell.mask(false);
-        fence(Ordering::SeqCst);
-        if self.look().is_some() { Armed::Ready } else { Armed::Rings }
+        Bell::arm(self.bell.as_ref(), || self.look().is_some())
     }
 
     fn disarm(&mut self) {
-        if let Some(bell) = &self.bell {
-            bell.mask(true);
-        }
+        Bell::disarm(self.bell.as_ref());
     }
 }
 
@@ -290,7 +228,7 @@ mod tests {
                 buffer.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len().min(1664));
                 descriptor.write_volatile(word);
             }
-            self.device = (self.device + 1) & MASK;
+            self.device = (self.device + 1) & (RING - 1);
             self.given -= 1;
             true
         }
@@ -397,7 +335,7 @@ mod tests {
                     prop_assert!(frame.len() >= MIN_FRAME && frame.len() <= LAYOUT.buffer);
                     prop_assert_eq!(segments.len(), 1);
                 }
-                prop_assert_eq!(queue.pool.available() + usize::from(queue.posted) + burst.len(), 1060);
+                prop_assert_eq!(queue.posted.free() + usize::from(queue.posted.len()) + burst.len(), 1060);
             }
         }
     }

@@ -6,12 +6,13 @@ use super::control::ControlError;
 use super::firmware::{DataPath, Firmware};
 use super::queue_controller::Queue;
 use super::registers::*;
-use super::rx::{self, Bell, NfpReceive};
+use super::rx::{self, NfpReceive};
 use super::tx::{self, Format, NfpTransmit};
 use super::{Nfp, Partner, QUIET, descriptor, rss};
 use crate::device::{DeviceError, Queues, Receive, Transmit};
-use crate::memory::{DmaMap, DmaMemory, DmaSlice};
+use crate::memory::{DmaMap, DmaMemory, DmaSlice, Kept};
 use crate::offload::Capabilities;
+use crate::vf::{Bell, Poke};
 
 /// Receive buffers for each descriptor of a ring and half as many for frames on their way to the guest.
 const BUFFERS: usize = rx::RING as usize * 3 / 2;
@@ -53,11 +54,18 @@ impl Nfp {
 
     fn capabilities(&self, firmware: &Firmware) -> Capabilities {
         let (checksum, cuts) = (firmware.has(TXCSUM), self.cuts(firmware));
-        Capabilities { checksum, tcp_v4: cuts, tcp_v6: cuts, ecn: false, udp: false, by_header: checksum }
+        Capabilities {
+            checksum,
+            tcp_v4: cuts,
+            tcp_v6: cuts,
+            by_header: checksum,
+            limits: tx::limits(firmware.max_frame()),
+            ..Capabilities::NONE
+        }
     }
 
     /// Memory for the rings of one queue pair.
-    fn room(&self, firmware: &Firmware, writes_back: bool) -> Result<Room, DeviceError> {
+    fn room(&self, firmware: &Firmware, writes_back: bool, kept: &mut Kept) -> Result<Room, DeviceError> {
         let bits = if firmware.path == DataPath::Nfd3 { descriptor::NFD3_ADDRESS } else { self.address_bits };
         self.function.set_dma_bits(bits);
         let buffers = BUFFERS * firmware.receive.buffer as usize;
@@ -65,7 +73,7 @@ impl Nfp {
         let map = Arc::clone(&self.function) as Arc<dyn DmaMap>;
         let memory = DmaMemory::new(map, DmaMemory::needed(&sizes), &format!("nfp {}", self.place))?;
         tracing::debug!(device = %self.place, bytes = memory.len(), huge = memory.is_huge(), "DMA memory");
-        let slices = memory.carve(sizes)?;
+        let slices = kept.carve(memory, sizes)?;
         if slices.iter().any(|slice| (slice.iova() + slice.len() as u64) >> bits != 0) {
             return Err(DeviceError::Failed(format!(
                 "{}: its descriptors hold {bits} bits of an address, and its memory lies above; use an IOMMU: \
@@ -90,16 +98,16 @@ impl Nfp {
         let mut events = events.into_iter().skip(1);
         (0..rings)
             .map(|ring| {
+                let vector = UNHEARD + 1 + ring;
                 let bell = events.next().map(|event| Bell {
                     event,
                     registers: Arc::clone(control),
-                    vector: UNHEARD + 1 + ring,
+                    allow: Poke::Byte(icr(vector), 0),
+                    mask: Poke::Byte(icr(vector), ICR_RXTX),
                 });
-                if let Some(bell) = &bell {
-                    bell.mask(true);
-                }
+                Bell::disarm(bell.as_ref());
                 control.write8(txr_vector(ring), UNHEARD as u8);
-                control.write8(rxr_vector(ring), bell.as_ref().map_or(UNHEARD, |bell| bell.vector) as u8);
+                control.write8(rxr_vector(ring), if bell.is_some() { vector } else { UNHEARD } as u8);
                 bell
             })
             .collect()
@@ -165,7 +173,7 @@ impl Nfp {
     }
 
     /// Switches the NIC on, which is off. After an error it is off again.
-    pub(super) fn switch_on(&self, partner: &Partner) -> Result<Queues, DeviceError> {
+    pub(super) fn switch_on(&self, partner: &Partner, kept: &mut Kept) -> Result<Queues, DeviceError> {
         let Partner { firmware, queues, rings } = partner;
         let wanted = self.wanted(partner);
         let format = match firmware.path {
@@ -173,7 +181,7 @@ impl Nfp {
             DataPath::Nfdk => Format::Nfdk,
         };
         let rooms: Vec<Room> =
-            (0..*rings).map(|_| self.room(firmware, wanted & TXRWB != 0)).collect::<Result<_, _>>()?;
+            (0..*rings).map(|_| self.room(firmware, wanted & TXRWB != 0, kept)).collect::<Result<_, _>>()?;
         let bells = self.bells(*rings);
         let update = self.describe(partner, wanted, format, &rooms);
 

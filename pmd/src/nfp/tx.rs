@@ -22,7 +22,8 @@ use crate::device::{Accepted, Completions, TransmitQueue};
 use crate::frame::{BURST_BYTES, Frame, Frames, MIN_FRAME, MIN_WIRE, Segment};
 use crate::memory::DmaSlice;
 use crate::net::layers::Layers;
-use crate::offload::{Capabilities, Segmentation};
+use crate::offload::{Capabilities, Limits, Segmentation};
+use crate::vf::Progress;
 
 /// Bytes of the ring, in either format.
 pub const RING_BYTES: usize = 16 * 1024;
@@ -36,10 +37,29 @@ const MOST_SEGMENTS: u32 = 64;
 const LONGEST_HEADERS: usize = 255;
 /// Largest segment (`NFD3_DESC_TX_MSS_MASK`).
 const LARGEST_SEGMENT: u16 = 0x3fff;
+/// Smallest segment that is left to the firmware: frames of smaller ones would go out in more parts than a ring holds.
+const SMALLEST_SEGMENT: u16 = 32;
 /// Longest frame that is cut: as long as bursts may be.
 const LONGEST_CUT: u32 = BURST_BYTES;
+const _: () = {
+    let parts = LONGEST_CUT.div_ceil(MOST_SEGMENTS * SMALLEST_SEGMENT as u32);
+    // As `NfpTransmit::send_in_parts` reckons with them.
+    let descriptors = parts * 4 + 2 * BLOCK as u32 * (1 + LONGEST_CUT / BLOCK_BYTES);
+    let ring = Format::Nfd3 { gathers: true };
+    assert!(descriptors <= (ring.ring() - ring.kept_free()) as u32);
+};
 /// Calls that pass before a register which has not moved is read again.
 const PAUSE: u8 = 8;
+
+/// What the firmware, and a ring, can take, where frames of up to `max_frame` bytes are sent.
+pub fn limits(max_frame: u32) -> Limits {
+    Limits {
+        headers: LONGEST_HEADERS as u16,
+        cut: LONGEST_CUT,
+        segment: (SMALLEST_SEGMENT, LARGEST_SEGMENT),
+        segment_frame: max_frame,
+    }
+}
 
 /// The format of the descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +138,8 @@ pub struct NfpTransmit {
     block_bytes: u32,
     /// Aborted: nothing is sent any more.
     disabled: bool,
+    /// Told by the slow side, which reads the queue's pointers.
+    progress: Arc<Progress>,
     counters: Arc<TransmitCounters>,
 }
 
@@ -156,6 +178,7 @@ impl NfpTransmit {
             pause: 0,
             block_bytes: 0,
             disabled: false,
+            progress: Arc::default(),
             counters,
         }
     }
@@ -242,7 +265,8 @@ impl NfpTransmit {
         let payload = frame.len().saturating_sub(layers.headers() as u32);
         let (size, count) = (offload.segment_size, payload.div_ceil(u32::from(offload.segment_size.max(1))));
         let longest = layers.headers() as u32 + u32::from(size);
-        let fits = (1..=LARGEST_SEGMENT).contains(&size) && count > 0 && longest <= self.max_frame;
+        let fits =
+            (SMALLEST_SEGMENT..=LARGEST_SEGMENT).contains(&size) && count > 0 && longest <= self.max_frame;
         if !fits || layers.headers() > LONGEST_HEADERS {
             return Err(());
         }
@@ -419,6 +443,10 @@ impl TransmitQueue for NfpTransmit {
 
     fn reclaim(&mut self, _done: &mut Completions) {}
 
+    fn progress(&self) -> Option<Arc<Progress>> {
+        Some(Arc::clone(&self.progress))
+    }
+
     fn outstanding(&self) -> usize {
         0
     }
@@ -513,6 +541,29 @@ mod tests {
             if let Some(at) = self.write_back {
                 // SAFETY: the queue keeps the word mapped.
                 unsafe { (at as *mut u32).write_volatile(pointer) };
+            }
+        }
+    }
+
+    #[test]
+    fn all_within_its_limits_is_sent_and_what_lies_outside_is_not() {
+        let (inside, outside) = crate::offload::limits::tests::edges(&limits(9234));
+        for (sent, frames) in [(true, inside), (false, outside)] {
+            for ((mut frame, offload), format) in
+                frames.into_iter().flat_map(|frame| FORMATS.map(|format| (frame.clone(), format)))
+            {
+                let (mut queue, device) = queue(format, true);
+                let ptr = NonNull::new(frame.as_mut_ptr()).unwrap();
+                let mut burst = Burst::new();
+                // SAFETY: the frame outlives the burst.
+                let whole = unsafe { Segment::new(ptr, frame.len() as u32) };
+                assert!(burst.push_whole(whole, Token(0), offload));
+                assert_eq!(queue.transmit(burst.frames()), Accepted::Copied(1), "{format:?} {offload:?}");
+                let counters = &device.counters;
+                let refused = counters.bad_length.load(Ordering::Relaxed)
+                    + counters.bad_headers.load(Ordering::Relaxed);
+                let expected = (sent, u64::from(!sent));
+                assert_eq!((queue.used() > 0, refused), expected, "{format:?} {offload:?}");
             }
         }
     }

@@ -3,6 +3,10 @@
 //! The fields mean what those of the virtio-net header mean (virtio 1.3, 5.1.6), which Linux's `virtio_net_hdr` and the
 //! descriptors of NICs share. A frame that leaves nothing to do has [`Offload::NONE`].
 
+pub(crate) mod limits;
+
+pub use limits::Limits;
+
 /// How a frame that is longer than the wire takes is to be cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Segmentation {
@@ -85,17 +89,27 @@ pub struct Capabilities {
     /// [`header_length`](Offload::header_length); checksums are left to it only where
     /// [`Layers`](crate::net::layers::Layers) finds them, and cuts only where they make more than one segment.
     pub by_header: bool,
+    /// How far it goes. It is given nothing that lies outside; bounds of headers are those of ends that read them
+    /// ([`by_header`](Self::by_header)).
+    pub limits: Limits,
 }
 
 impl Capabilities {
     /// Does nothing itself.
-    pub const NONE: Self =
-        Self { checksum: false, tcp_v4: false, tcp_v6: false, ecn: false, udp: false, by_header: false };
+    pub const NONE: Self = Self {
+        checksum: false,
+        tcp_v4: false,
+        tcp_v6: false,
+        ecn: false,
+        udp: false,
+        by_header: false,
+        limits: Limits::NONE,
+    };
     /// Does everything itself.
     pub const ALL: Self =
-        Self { checksum: true, tcp_v4: true, tcp_v6: true, ecn: true, udp: true, by_header: false };
+        Self { checksum: true, tcp_v4: true, tcp_v6: true, ecn: true, udp: true, ..Self::NONE };
 
-    /// Whether a frame with `offload` can be handed over as it is.
+    /// Whether what `offload` leaves to be done is done by it, as far as its [`limits`](Self::limits) reach.
     #[inline]
     pub fn cover(&self, offload: &Offload) -> bool {
         let segmentation = match offload.segmentation {
@@ -107,10 +121,14 @@ impl Capabilities {
         segmentation && (self.checksum || !matches!(offload.checksum, Checksum::Partial { .. }))
     }
 
-    /// Whether nothing has to be looked at before a frame with `offload` is handed over.
+    /// Whether nothing has to be looked at before a frame of `len` bytes with `offload` is handed over.
     #[inline]
-    pub fn take_as_is(&self, offload: &Offload) -> bool {
-        self.cover(offload) && (!self.by_header || offload.is_done())
+    pub fn take_as_is(&self, offload: &Offload, len: u32) -> bool {
+        self.cover(offload)
+            && (offload.is_done()
+                || (!self.by_header
+                    && (offload.segmentation == Segmentation::None
+                        || self.limits.allow_cut(len, offload.segment_size))))
     }
 }
 
@@ -134,5 +152,17 @@ mod tests {
         assert!(tcp.cover(&tso) && !tcp.cover(&ecn));
         assert!(!tcp.cover(&Offload { segmentation: Segmentation::TcpV6, ..tso }));
         assert!(!tcp.cover(&Offload { segmentation: Segmentation::Udp, ..tso }));
+    }
+
+    #[test]
+    fn what_lies_outside_an_ends_limits_is_looked_at_first() {
+        let partial = Offload { checksum: Checksum::Partial { start: 34, offset: 16 }, ..Offload::NONE };
+        let tso = Offload { segmentation: Segmentation::TcpV4, segment_size: 1448, ..partial };
+        let limits = Limits { cut: 60_000, ..Limits::NONE };
+        let end = Capabilities { limits, ..Capabilities::ALL };
+        assert!(end.take_as_is(&tso, 60_000) && !end.take_as_is(&tso, 60_001));
+        assert!(end.take_as_is(&partial, 60_001) && end.take_as_is(&Offload::NONE, 60_001));
+        let reader = Capabilities { by_header: true, ..end };
+        assert!(reader.take_as_is(&Offload::NONE, 60) && !reader.take_as_is(&partial, 60));
     }
 }

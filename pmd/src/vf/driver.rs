@@ -1,9 +1,11 @@
 //! What is particular to one family of VFs: its hand-shake, its rings, what it hears.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues};
 use crate::mac::MacAddress;
+use crate::memory::Kept;
 
 /// How far a driver is proven. Each rung includes those below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,18 +71,28 @@ pub trait VfDriver: Send + fmt::Debug {
     fn agree(&mut self) -> Result<Agreed, DeviceError>;
 
     /// Gets memory, programs the rings and switches them on. Follows an [`agree`](Self::agree) with nothing in between;
-    /// the function may do DMA. [`quiesce`](Self::quiesce) follows an error.
-    fn enable(&mut self) -> Result<Queues, DeviceError>;
+    /// the function may do DMA. [`quiesce`](Self::quiesce) follows an error, and the memory, all of which is cut with `kept`, goes
+    /// after that.
+    fn enable(&mut self, kept: &mut Kept) -> Result<Queues, DeviceError>;
 
     /// Ends all DMA of the queues, within 100 ms; whether the device confirmed that. The function is reset where it did not.
     /// Called in any state, also on a device that has left.
     fn quiesce(&mut self) -> bool;
 
+    /// How long a transmit queue may have frames and get nowhere before the device is reset
+    /// ([`watchdog`](super::watchdog)); `None` for any time. A family without a time of its own says
+    /// [`STALL`](super::watchdog::STALL). Asked every 50 ms.
+    fn stall_limit(&self) -> Option<Duration>;
+
+    /// The device is about to be reset because a transmit queue gets nowhere.
+    fn has_stalled(&mut self) {}
+
     /// Whether registers answer: one cheap read.
     fn is_present(&self) -> bool;
 
     /// Adds what the device has said since the last call (a reset, a changed address, a failure) to `events`. Called every
-    /// 50 ms between `agree` and `quiesce`, so that a driver can keep its watchdogs there. Link changes are not told here.
+    /// 50 ms between `agree` and `quiesce`, so that a driver can keep its watchdogs there. Link changes are not told here, nor
+    /// that nothing is sent.
     fn listen(&mut self, events: &mut Vec<DeviceEvent>);
 
     /// The state of the wire. Called every 50 ms between `agree` and `quiesce`.

@@ -1,12 +1,15 @@
 //! The life of a VF, the same for all families: states, what is told once, quiet at the end.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::driver::{Agreed, Rung, VfDriver};
 use super::setup::Place;
-use crate::device::{Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues};
-use crate::memory::DmaMap;
-use crate::memory::dma::keeping;
+use super::watchdog::Watchdog;
+use crate::device::{
+    Device, DeviceError, DeviceEvent, DeviceStatistics, Identity, Link, Queues, TransmitQueue,
+};
+use crate::memory::{DmaMap, Kept};
 use crate::pci::PciFunction;
 
 /// Calls of `service` between two looks at the counters, which must not wrap in between: about 1 s.
@@ -41,6 +44,10 @@ pub struct Vf<D: VfDriver> {
     /// What the device last counted.
     statistics: DeviceStatistics,
     calls: u32,
+    /// Nothing has been asked of it since it was made quiet, or was found to have left.
+    at_rest: bool,
+    /// Over the transmit queues that are out.
+    watchdog: Watchdog,
 }
 
 impl<D: VfDriver> Vf<D> {
@@ -64,6 +71,8 @@ impl<D: VfDriver> Vf<D> {
             events: Vec::new(),
             statistics: DeviceStatistics::default(),
             calls: 0,
+            at_rest: false,
+            watchdog: Watchdog::default(),
         };
         device.agree()?;
         if D::RUNG < Rung::ForeignModel {
@@ -80,6 +89,7 @@ impl<D: VfDriver> Vf<D> {
     }
 
     fn agree(&mut self) -> Result<(), DeviceError> {
+        self.at_rest = false;
         let Agreed { mac, max_frame, filters_by_mac, notices } = self.driver.agree()?;
         if self.identity.mac.is_some_and(|old| old != mac) {
             self.events.push(DeviceEvent::MacChanged(mac));
@@ -94,6 +104,9 @@ impl<D: VfDriver> Vf<D> {
 
     /// Whether the device certainly does no DMA any more.
     fn quiesce(&mut self) -> bool {
+        if self.at_rest {
+            return true;
+        }
         let mut quiet = self.driver.quiesce();
         // A function that cannot be reset either is kept from the bus.
         if !quiet {
@@ -110,6 +123,8 @@ impl<D: VfDriver> Vf<D> {
         if self.state != State::Gone {
             self.state = State::Stopped;
         }
+        // One that has left cannot be made any quieter.
+        self.at_rest = quiet || self.state == State::Gone;
         quiet
     }
 
@@ -139,6 +154,22 @@ impl<D: VfDriver> Vf<D> {
     fn gone(&mut self, reason: String) {
         self.state = State::Gone;
         self.events.push(DeviceEvent::Gone { reason });
+    }
+
+    /// Asks the watchdog; a device that has stalled is dead from here on.
+    fn is_stalled(&mut self, has_link: bool) -> bool {
+        let Some(limit) = self.driver.stall_limit() else { return false };
+        let Some(queue) = self.watchdog.stalled(Instant::now(), has_link, limit) else { return false };
+        self.driver.has_stalled();
+        self.state = State::Dead;
+        let name = &self.identity.name;
+        self.events.push(DeviceEvent::ResetNeeded {
+            reason: format!(
+                "{name}: transmit queue {queue} has finished none of its frames for {} ms, although the link is up",
+                limit.as_millis()
+            ),
+        });
+        true
     }
 
     fn look_around(&mut self) {
@@ -189,13 +220,15 @@ impl<D: VfDriver> Device for Vf<D> {
             State::Stopped => self.agree()?,
             State::Ready => {}
         }
+        self.at_rest = false;
         self.function.set_bus_master(true).map_err(|cause| {
             DeviceError::Failed(format!("{name}: cannot allow it DMA: {cause}; see dmesg"))
         })?;
-        let (enabled, kept) = keeping(|| self.driver.enable());
-        match enabled {
+        let mut kept = Kept::default();
+        match self.driver.enable(&mut kept) {
             Ok(queues) => {
                 self.state = State::Running;
+                self.watchdog = Watchdog::over(queues.transmit.iter().filter_map(TransmitQueue::progress));
                 Ok(queues)
             }
             Err(cause) => {
@@ -220,7 +253,10 @@ impl<D: VfDriver> Device for Vf<D> {
         if self.state != State::Gone {
             self.look_around();
         }
-        let link = if self.is_alive() { self.driver.link() } else { Link::Down };
+        let mut link = if self.is_alive() { self.driver.link() } else { Link::Down };
+        if self.state == State::Running && self.is_stalled(link != Link::Down) {
+            link = Link::Down;
+        }
         if self.link.replace(link) != Some(link) {
             self.events.push(DeviceEvent::Link(link));
         }

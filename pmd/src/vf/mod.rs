@@ -5,13 +5,17 @@
 //!                                          └── D: VfDriver: hand-shake, rings, what it hears   (one folder a family)
 //! ```
 
+mod bell;
 mod driver;
 mod life;
 mod setup;
+pub mod watchdog;
 
+pub use bell::{Bell, Poke};
 pub use driver::{Agreed, Rung, VfDriver};
 pub use life::Vf;
 pub use setup::{Place, Wishes};
+pub use watchdog::Progress;
 
 use std::sync::Arc;
 

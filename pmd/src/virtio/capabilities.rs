@@ -51,8 +51,8 @@ pub struct Structures {
 pub struct Mapped {
     /// Common configuration.
     pub common: Arc<dyn Registers>,
-    /// Notification area, and its length in bytes.
-    pub notify: (Arc<dyn Registers>, u32),
+    /// Notification area, its length in bytes, and where it is in its BAR.
+    pub notify: (Arc<dyn Registers>, u32, u32),
     /// The device's own configuration, and its length in bytes.
     pub device: (Arc<dyn Registers>, u32),
     /// Bytes between the notification addresses of two queues.
@@ -93,6 +93,24 @@ impl Structures {
         Ok(Self { common, notify, device, multiplier })
     }
 
+    /// What is wrong with where they are: the first one that its own accesses would not be aligned in (4.1.4.3.1, 4.1.4.4.1,
+    /// 4.1.4.6.1).
+    pub fn misplaced(&self) -> Option<String> {
+        let structures = [
+            ("common configuration", self.common, 4),
+            ("notification", self.notify, 2),
+            ("device", self.device, 4),
+        ];
+        structures.into_iter().find(|(_, at, step)| !at.offset.is_multiple_of(*step)).map(
+            |(name, at, step)| {
+                format!(
+                    "its {name} structure is at {:#x} of BAR {}, which is no multiple of {step}",
+                    at.offset, at.bar
+                )
+            },
+        )
+    }
+
     /// Maps them; each must lie in its BAR.
     pub fn map(&self, function: &Arc<dyn PciFunction>) -> Result<Mapped, DeviceError> {
         let map = |at: Structure| {
@@ -100,7 +118,7 @@ impl Structures {
         };
         Ok(Mapped {
             common: map(self.common)?,
-            notify: (map(self.notify)?, self.notify.len),
+            notify: (map(self.notify)?, self.notify.len, self.notify.offset),
             device: (map(self.device)?, self.device.len),
             multiplier: self.multiplier,
         })
@@ -133,6 +151,22 @@ mod tests {
         let found = Structures::of(&config()).unwrap();
         assert_eq!(found.multiplier, 4);
         assert_eq!(found.device, Structure { bar: 4, offset: 0x2000, len: 0x1000 });
+    }
+
+    #[test]
+    fn a_structure_whose_words_would_not_be_aligned_is_named() {
+        assert_eq!(Structures::of(&config()).unwrap().misplaced(), None);
+        for (at, kind, offset, words) in [
+            (0x40, COMMON, 0x1002, "common configuration structure is at 0x1002 of BAR 4"),
+            (0x54, DEVICE, 0x2001, "device structure is at 0x2001 of BAR 4"),
+            (0x68, NOTIFY, 0x3001, "notification structure is at 0x3001 of BAR 4, which is no multiple of 2"),
+        ] {
+            let mut config = config();
+            let next = config[at + 1];
+            put(&mut config, at, next, kind, 4, offset, 0x1000);
+            let misplaced = Structures::of(&config).unwrap().misplaced();
+            assert!(misplaced.as_ref().is_some_and(|text| text.contains(words)), "{misplaced:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Feature bits, and which of those that a device offers are taken.
 
-use crate::offload::Capabilities;
+use crate::offload::{Capabilities, Limits};
 
 /// Feature bits: of the network device (virtio 1.3, 5.1.3), then reserved ones (chapter 6).
 pub const CSUM: u32 = 0;
@@ -130,7 +130,8 @@ impl Features {
             tcp_v6: self.has(HOST_TSO6),
             ecn: self.has(HOST_ECN),
             udp: self.has(HOST_USO),
-            by_header: false,
+            limits: Limits { cut: super::tx::LONGEST, ..Limits::NONE },
+            ..Capabilities::NONE
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the queues tell the slow side: what they counted, and that the device is not to be trusted any more.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::ring::Breach;
 
@@ -13,8 +13,6 @@ pub enum Complaint {
     TooMany,
     /// Where one received frame ends and the next begins is not known any more.
     Framing,
-    /// Frames to be sent were not taken for too long.
-    Stalled,
 }
 
 impl From<Breach> for Complaint {
@@ -27,7 +25,7 @@ impl From<Breach> for Complaint {
 }
 
 impl Complaint {
-    const ALL: [Self; 4] = [Self::NotGiven, Self::TooMany, Self::Framing, Self::Stalled];
+    const ALL: [Self; 3] = [Self::NotGiven, Self::TooMany, Self::Framing];
 
     /// In words, as the end of a sentence that begins with the device's name.
     pub fn words(self) -> &'static str {
@@ -35,7 +33,6 @@ impl Complaint {
             Self::NotGiven => "gave a buffer back that it did not have",
             Self::TooMany => "gave more buffers back than it had",
             Self::Framing => "spread a received frame over buffers as its own header does not say",
-            Self::Stalled => "does not take frames that are to be sent, although its link is up",
         }
     }
 }
@@ -44,18 +41,9 @@ impl Complaint {
 #[derive(Debug, Default)]
 pub struct Health {
     complaint: AtomicU8,
-    /// Milliseconds that the link has been up.
-    clock: AtomicU32,
-    /// Milliseconds after which a queue in which nothing moves is stalled.
-    limit: u32,
 }
 
 impl Health {
-    /// A device that may take so many milliseconds to send.
-    pub fn new(limit: u32) -> Self {
-        Self { limit, ..Self::default() }
-    }
-
     /// A queue has something to complain of; the first complaint stays.
     pub fn complain(&self, complaint: Complaint) {
         let number = Complaint::ALL.iter().position(|one| *one == complaint).map_or(0, |at| at as u8 + 1);
@@ -66,23 +54,6 @@ impl Health {
     pub fn complaint(&self) -> Option<Complaint> {
         let number = usize::from(self.complaint.load(Ordering::Relaxed));
         Complaint::ALL.get(number.wrapping_sub(1)).copied()
-    }
-
-    /// So many more milliseconds have passed with the link up.
-    pub fn tick(&self, milliseconds: u32) {
-        self.clock.fetch_add(milliseconds, Ordering::Relaxed);
-    }
-
-    /// What the clock shows.
-    #[inline]
-    pub fn now(&self) -> u32 {
-        self.clock.load(Ordering::Relaxed)
-    }
-
-    /// Whether a queue in which nothing moved since then is stalled.
-    #[inline]
-    pub fn is_stalled(&self, since: u32) -> bool {
-        self.now().wrapping_sub(since) > self.limit
     }
 }
 
@@ -131,19 +102,10 @@ mod tests {
 
     #[test]
     fn the_first_complaint_stays() {
-        let health = Health::new(1000);
+        let health = Health::default();
         assert_eq!(health.complaint(), None);
-        health.complain(Complaint::Stalled);
+        health.complain(Complaint::Framing);
         health.complain(Complaint::NotGiven);
-        assert_eq!(health.complaint(), Some(Complaint::Stalled));
-    }
-
-    #[test]
-    fn time_passes_as_the_slow_side_says() {
-        let health = Health::new(1000);
-        health.tick(1000);
-        assert!(!health.is_stalled(0));
-        health.tick(1);
-        assert!(health.is_stalled(0) && !health.is_stalled(1));
+        assert_eq!(health.complaint(), Some(Complaint::Framing));
     }
 }

@@ -33,15 +33,16 @@ mod tx;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use rx::VirtioReceive;
 pub use tx::VirtioTransmit;
 
 use crate::device::{DeviceError, DeviceEvent, DeviceStatistics, Link, Queues, Receive, Transmit};
 use crate::mac::MacAddress;
-use crate::memory::{DmaMap, DmaMemory, DmaSlice, SlotBuffers};
+use crate::memory::{DmaMap, DmaMemory, DmaSlice, Kept, SlotBuffers};
 use crate::pci::{Ids, PciFunction};
+use crate::vf::watchdog::STALL;
 use crate::vf::{Agreed, Place, Rung, Vf, VfDriver, Wishes};
 use capabilities::Structures;
 use control::{Answer, Command, Control};
@@ -60,8 +61,6 @@ pub const IDS: [Ids; 1] = [Ids { vendor: 0x1af4, device: 0x1041 }];
 const MOST_DESCRIPTORS: u16 = 1024;
 /// Buffers of a receive queue beyond those that its ring holds: frames on their way to the guest.
 const SPARE_BUFFERS: usize = 512;
-/// Time that counts as passed between two looks at the link, at most: a daemon that was stopped is no stalled device.
-const MOST_TICK: u32 = 100;
 /// How long the driver waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -81,7 +80,7 @@ impl Default for Patience {
             reset: Duration::from_secs(2),
             quiet: Duration::from_millis(90),
             control: Duration::from_secs(1),
-            stall: Duration::from_millis(1500),
+            stall: STALL,
         }
     }
 }
@@ -111,8 +110,6 @@ pub struct Virtio {
     refused_promiscuous: bool,
     control: Option<Control>,
     health: Arc<Health>,
-    /// Until when the queues' clock has been set.
-    clock: Instant,
     /// Queues are out.
     running: bool,
     /// What a running device has refused: told by the next `listen`, and what was told before.
@@ -144,6 +141,11 @@ impl Virtio {
                  such devices have disable-modern=off"
             ))
         })?;
+        if let Some(fault) = structures.misplaced() {
+            return Err(DeviceError::Unsupported(format!(
+                "{place} cannot be used: {fault}; update its firmware, or the hypervisor"
+            )));
+        }
         let driver = Self {
             transport: Transport::new(structures.map(&function)?),
             function: Arc::clone(&function),
@@ -151,8 +153,7 @@ impl Virtio {
             random_mac: None,
             refused_promiscuous: false,
             control: None,
-            health: Arc::new(Health::new(setup.patience.stall.as_millis() as u32)),
-            clock: Instant::now(),
+            health: Arc::default(),
             running: false,
             notices: Vec::new(),
             told: Vec::new(),
@@ -210,7 +211,7 @@ impl Virtio {
         let doorbell = self
             .transport
             .doorbell(queue, self.features())
-            .ok_or_else(|| self.failed(&format!("has no place where queue {queue} could be notified")))?;
+            .map_err(|cause| self.failed(&format!("wants queue {queue} to be notified {cause}")))?;
         let interrupts = self.transport.enable(queue, layout.size, &ring, vector);
         let (counters, health) = (Arc::clone(counters), Arc::clone(&self.health));
         Ok((Parts { ring, size: layout.size, doorbell, counters, health }, interrupts))
@@ -279,15 +280,6 @@ impl Virtio {
         Ok(used)
     }
 
-    /// Lets time pass for the queues, as far as the link is up.
-    fn tick(&mut self, up: bool) {
-        let passed = self.clock.elapsed().as_millis() as u32;
-        self.clock += Duration::from_millis(passed.into());
-        if up {
-            self.health.tick(passed.min(MOST_TICK));
-        }
-    }
-
     fn status_of_link(&self) -> (u16, u32) {
         self.transport.configuration(|config| (config.half(NET_STATUS), config.word(NET_SPEED)))
     }
@@ -316,11 +308,11 @@ impl VfDriver for Virtio {
         })
     }
 
-    fn enable(&mut self) -> Result<Queues, DeviceError> {
+    fn enable(&mut self, kept: &mut Kept) -> Result<Queues, DeviceError> {
         let terms = self.terms.ok_or_else(|| self.failed("was not agreed with"))?;
         let Terms { features, max_frame, pairs: most_pairs, .. } = terms;
         let pairs = self.setup.wishes.queue_pairs.get().min(most_pairs);
-        self.health = Arc::new(Health::new(self.setup.patience.stall.as_millis() as u32));
+        self.health = Arc::default();
 
         let mut layouts = Vec::new();
         let mut sizes = Vec::new();
@@ -343,7 +335,7 @@ impl VfDriver for Virtio {
         let map = Arc::clone(&self.function) as Arc<dyn DmaMap>;
         let memory = DmaMemory::new(map, DmaMemory::needed(&sizes), &format!("virtio {}", self.setup.place))?;
         tracing::debug!(device = %self.setup.place, bytes = memory.len(), huge = memory.is_huge(), "DMA memory");
-        let mut slices = memory.carve_all(&sizes)?.into_iter();
+        let mut slices = kept.carve_all(memory, &sizes)?.into_iter();
         let mut memories: Vec<Memory> = Vec::with_capacity(layouts.len());
         while let (Some(ring), Some(buffers)) = (slices.next(), slices.next()) {
             memories.push(Memory { ring, buffers });
@@ -370,7 +362,6 @@ impl VfDriver for Virtio {
             self.control = Some(Control::new(part.ring, part.size, part.doorbell, buffers, patience));
         }
         self.transport.driver_ok();
-        self.clock = Instant::now();
         let used = self.ask(&terms, pairs)?;
 
         let mut queues = Queues::default();
@@ -397,6 +388,10 @@ impl VfDriver for Virtio {
         let quiet = self.transport.reset(self.setup.patience.quiet).is_ok();
         self.control = None;
         quiet
+    }
+
+    fn stall_limit(&self) -> Option<Duration> {
+        Some(self.setup.patience.stall)
     }
 
     fn is_present(&self) -> bool {
@@ -433,7 +428,6 @@ impl VfDriver for Virtio {
     fn link(&mut self) -> Link {
         let (status, speed) = self.status_of_link();
         let up = !self.features().has(STATUS) || status & LINK_UP != 0;
-        self.tick(up);
         // The upper half of the range is reserved (5.1.4).
         let known = self.features().has(SPEED_DUPLEX) && speed != SPEED_UNKNOWN && speed <= i32::MAX as u32;
         if up { Link::Up { speed: known.then_some(speed) } } else { Link::Down }

@@ -10,9 +10,10 @@ use crate::device::{Accepted, ReceiveQueue, TransmitQueue};
 use crate::frame::{Burst, MIN_FRAME, Segment, Token};
 use crate::memory::BUFFER_SIZE;
 use crate::memory::dma::tests::{FakeMap, OFFSET};
-use crate::offload::Capabilities;
+use crate::offload::{Capabilities, Offload, Segmentation};
 use crate::registers::Registers;
 use transport::Doorbell;
+use tx::FEWEST_SLOTS;
 
 const SIZE: u16 = 16;
 const BUFFERS: usize = 40;
@@ -124,8 +125,88 @@ fn parts(packed: bool, more: &[u32], filled: u32, spare: usize) -> (Parts, DmaSl
     let ring = Ring::new(ring, layout);
     let raw = Raw { areas: ring.areas(), packed, used: 0, wrap: true, next: 0, next_wrap: true };
     let doorbell = Doorbell::new(Arc::new(Deaf), 0, 0, false);
-    let health = Arc::new(Health::new(1000));
+    let health = Arc::<Health>::default();
     (Parts { ring, size: SIZE, doorbell, counters: Arc::default(), health }, buffers, raw)
+}
+
+/// Common configuration whose queues are all notified at one offset.
+#[derive(Debug)]
+struct Common(u16);
+
+impl Registers for Common {
+    fn read(&self, _: u32) -> u32 {
+        0
+    }
+
+    fn read16(&self, _: u32) -> u16 {
+        self.0
+    }
+
+    fn write(&self, _: u32, _: u32) {}
+}
+
+#[test]
+fn a_place_for_notifications_that_is_none_is_named() {
+    let doorbell = |notify_off, multiplier, start, bits: u64| {
+        let mapped = capabilities::Mapped {
+            common: Arc::new(Common(notify_off)),
+            notify: (Arc::new(Deaf), 0x100, start),
+            device: (Arc::new(Deaf), 8),
+            multiplier,
+        };
+        let text = Transport::new(mapped).doorbell(3, Features(bits)).map(|_| String::new());
+        text.unwrap_or_else(|cause| cause.to_string())
+    };
+    let data = 1 << NOTIFICATION_DATA;
+    assert_eq!((doorbell(1, 2, 0x3000, 0), doorbell(1, 4, 0x3000, data)), (String::new(), String::new()));
+    assert!(doorbell(1, 3, 0x3000, 0).contains("at 0x3003 of the BAR, which is no multiple of the 2 bytes"));
+    assert!(doorbell(1, 2, 0x3000, data).contains("at 0x3002 of the BAR, which is no multiple of the 4"));
+    assert!(
+        doorbell(1, 4, 0x3002, data).contains("at 0x3006"),
+        "the area itself is at an odd place for that"
+    );
+    assert!(doorbell(0xffff, 0xffff_ffff, 0x3000, 0).contains("of a notification area of 0x100 bytes"));
+}
+
+#[test]
+fn all_that_it_says_it_cuts_is_sent_and_what_is_longer_is_not() {
+    let capabilities = Features(u64::MAX).capabilities();
+    for (len, sent) in [(capabilities.limits.cut, true), (capabilities.limits.cut + 1, false)] {
+        let bytes = SlotBuffers::bytes(FEWEST_SLOTS);
+        let (parts, memory, _) = parts(false, &[], 0, bytes);
+        let counters = Arc::clone(&parts.counters);
+        let mut queue = VirtioTransmit::new(parts, memory, FEWEST_SLOTS, 1514, capabilities);
+        let mut frame = vec![7; len as usize];
+        // SAFETY: the frame outlives the burst.
+        let whole = unsafe { Segment::new(NonNull::from(&mut frame[0]).cast(), len) };
+        let mut burst = Burst::new();
+        let segmentation = Segmentation::TcpV4;
+        assert!(burst.push_whole(
+            whole,
+            Token(0),
+            Offload { segmentation, segment_size: 1000, ..Offload::NONE }
+        ));
+        assert_eq!(queue.transmit(burst.frames()), Accepted::Copied(1));
+        assert_eq!((queue.in_flight().1 > 0, counters.errors()), (sent, u64::from(!sent)));
+    }
+}
+
+#[test]
+fn a_short_frame_is_filled_up_unless_it_is_cut() {
+    for (segmentation, sent) in [(Segmentation::None, 60), (Segmentation::TcpV4, 57)] {
+        let bytes = SlotBuffers::bytes(FEWEST_SLOTS);
+        let (parts, memory, mut raw) = parts(false, &[], 0, bytes);
+        let mut queue = VirtioTransmit::new(parts, memory, FEWEST_SLOTS, 1514, Capabilities::ALL);
+        let mut frame = [7; 57];
+        // SAFETY: the frame outlives the burst.
+        let whole = unsafe { Segment::new(NonNull::from(&mut frame[0]).cast(), 57) };
+        let mut burst = Burst::new();
+        let segment_size = u16::from(segmentation != Segmentation::None);
+        assert!(burst.push_whole(whole, Token(0), Offload { segmentation, segment_size, ..Offload::NONE }));
+        assert_eq!(queue.transmit(burst.frames()), Accepted::Copied(1));
+        let (_, pieces) = raw.take().unwrap();
+        assert_eq!(pieces.iter().map(|(_, len)| len).sum::<u32>(), 12 + sent);
+    }
 }
 
 proptest! {

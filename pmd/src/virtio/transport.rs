@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use thiserror::Error;
+
 use super::capabilities::Mapped;
 use super::features::{Features, NOTIFICATION_DATA};
 use super::registers::*;
@@ -19,6 +21,27 @@ pub enum Refusal {
     InReset,
     /// It does not accept features that it has offered.
     Features,
+}
+
+/// Why a queue cannot be notified: the end of a sentence about it.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum NoDoorbell {
+    /// There is no such place.
+    #[error("at {offset:#x} of a notification area of {len:#x} bytes")]
+    Outside {
+        /// Bytes from the area's start.
+        offset: u64,
+        /// Bytes of the area.
+        len: u32,
+    },
+    /// A notification would not be aligned there.
+    #[error("at {at:#x} of the BAR, which is no multiple of the {size} bytes that are written")]
+    Misaligned {
+        /// Bytes from the start of the BAR.
+        at: u64,
+        /// Bytes of a notification.
+        size: u32,
+    },
 }
 
 /// A device.
@@ -118,15 +141,22 @@ impl Transport {
         interrupts
     }
 
-    /// How queue `queue` is notified; `None` where its address lies outside the notification area.
-    pub fn doorbell(&self, queue: u16, features: Features) -> Option<Doorbell> {
+    /// How queue `queue` is notified; an error where its address lies outside the notification area, or a notification there
+    /// would not be aligned (4.1.4.4).
+    pub fn doorbell(&self, queue: u16, features: Features) -> Result<Doorbell, NoDoorbell> {
         self.common().write16(QUEUE_SELECT, queue);
-        let offset = u32::from(self.common().read16(QUEUE_NOTIFY_OFF)).checked_mul(self.places.multiplier)?;
+        let offset = u64::from(self.common().read16(QUEUE_NOTIFY_OFF)) * u64::from(self.places.multiplier);
         let data = features.has(NOTIFICATION_DATA);
-        let (area, len) = &self.places.notify;
-        let (size, inside) = (if data { 4 } else { 2 }, offset.checked_add(if data { 4 } else { 2 }));
-        (inside? <= *len && offset.is_multiple_of(size))
-            .then(|| Doorbell::new(Arc::clone(area), offset, queue, data))
+        let (area, len, start) = &self.places.notify;
+        let size = if data { 4 } else { 2 };
+        if offset + u64::from(size) > u64::from(*len) {
+            return Err(NoDoorbell::Outside { offset, len: *len });
+        }
+        let at = u64::from(*start) + offset;
+        if !at.is_multiple_of(u64::from(size)) {
+            return Err(NoDoorbell::Misaligned { at, size });
+        }
+        Ok(Doorbell::new(Arc::clone(area), offset as u32, queue, data))
     }
 
     /// What `read` reads of the device's own configuration, at one moment (2.5.1).

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use super::health::{Complaint, Counters, Health, count};
+use super::health::{Counters, Health, count};
 use super::ring::{Piece, Ring};
 use super::rx::Parts;
 use super::transport::Doorbell;
@@ -19,11 +19,12 @@ use crate::frame::{Frame, Frames, MIN_FRAME, MIN_WIRE, Segment};
 use crate::memory::{BUFFER_SIZE, DmaSlice, SlotBuffers};
 use crate::net_header::{self, LENGTH};
 use crate::offload::{Capabilities, Segmentation};
+use crate::vf::Progress;
 
 /// Fewest slots of a queue: the longest frames take 33.
 pub const FEWEST_SLOTS: u16 = 128;
 /// Longest frame that is still to be cut, in bytes: what an IP packet can have, with its Ethernet header and VLAN tag.
-const LONGEST: u32 = 65_535 + 18;
+pub const LONGEST: u32 = 65_535 + 18;
 /// Descriptors of a frame, at most.
 const MOST_DESCRIPTORS: u16 = 2;
 
@@ -52,8 +53,7 @@ pub struct VirtioTransmit {
     oldest: u16,
     next: u16,
     used_descriptors: u16,
-    /// What the clock showed when something moved last.
-    moved: u32,
+    progress: Arc<Progress>,
     disabled: bool,
     counters: Arc<Counters>,
     health: Arc<Health>,
@@ -81,7 +81,7 @@ impl VirtioTransmit {
             oldest: 0,
             next: 0,
             used_descriptors: 0,
-            moved: parts.health.now(),
+            progress: Arc::default(),
             disabled: false,
             counters: parts.counters,
             health: parts.health,
@@ -107,11 +107,12 @@ impl VirtioTransmit {
     /// Frees what the device is done with.
     #[inline]
     fn collect(&mut self) {
-        let mut moved = self.used_descriptors == 0;
+        let is_waiting = self.used_descriptors > 0;
+        let mut done = 0;
         loop {
             match self.ring.take() {
                 Ok(Some(used)) => {
-                    moved = true;
+                    done += 1;
                     if let Some(flight) = self.flight(used.id) {
                         flight.done = true;
                     }
@@ -134,10 +135,8 @@ impl VirtioTransmit {
             self.used_descriptors -= flight.descriptors;
             self.oldest = self.after(id, flight.descriptors);
         }
-        if moved {
-            self.moved = self.health.now();
-        } else if self.health.is_stalled(self.moved) {
-            self.health.complain(Complaint::Stalled);
+        if is_waiting {
+            self.progress.looked(done);
         }
     }
 
@@ -150,16 +149,18 @@ impl VirtioTransmit {
     /// Copies a frame of a length that can be sent; `false` when there is no room for it.
     #[inline]
     fn send(&mut self, frame: &Frame, segments: &[Segment]) -> bool {
-        let len = LENGTH + frame.len().max(MIN_WIRE);
+        let offload = frame.offload();
+        // What fills up a frame that is cut would be taken for payload.
+        let short = frame.len() < MIN_WIRE && offload.segmentation == Segmentation::None;
+        let len = LENGTH + if short { MIN_WIRE } else { frame.len() };
         let needed = len.div_ceil(BUFFER_SIZE) as u16;
         let room = self.flights.len() as u16 - self.used_descriptors;
         if needed > self.slots - self.used_slots || room < MOST_DESCRIPTORS {
             return false;
         }
         // Nothing but what is left to the device may be in it (5.1.6.2.1).
-        let offload = frame.offload();
         let header = if offload.is_done() { [0; LENGTH as usize] } else { net_header::write(offload, 0) };
-        if frame.len() < MIN_WIRE {
+        if short {
             self.buffers.segment(self.slot, LENGTH + MIN_WIRE).copy_from(&[0; (LENGTH + MIN_WIRE) as usize]);
         }
         self.buffers.segment(self.slot, LENGTH).write_array(&header);
@@ -223,6 +224,10 @@ impl TransmitQueue for VirtioTransmit {
         if !self.disabled {
             self.collect();
         }
+    }
+
+    fn progress(&self) -> Option<Arc<Progress>> {
+        Some(Arc::clone(&self.progress))
     }
 
     fn outstanding(&self) -> usize {

@@ -34,12 +34,12 @@ struct Setup {
 
 fn capabilities() -> impl Strategy<Value = Capabilities> {
     (any::<[bool; 5]>()).prop_map(|[checksum, tcp_v4, tcp_v6, ecn, udp]| Capabilities {
-        by_header: false,
         checksum,
         tcp_v4: checksum && tcp_v4,
         tcp_v6: checksum && tcp_v6,
         ecn: checksum && ecn,
         udp: checksum && udp,
+        ..Capabilities::NONE
     })
 }
 

@@ -21,7 +21,7 @@ pub fn left_to_host(features: u64) -> Capabilities {
         tcp_v6: has(VIRTIO_NET_F_HOST_TSO6),
         ecn: has(VIRTIO_NET_F_HOST_ECN),
         udp: has(VIRTIO_NET_F_HOST_USO),
-        by_header: false,
+        ..Capabilities::NONE
     }
 }
 
@@ -36,7 +36,7 @@ pub fn left_to_guest(features: u64) -> Capabilities {
         tcp_v6: has(VIRTIO_NET_F_GUEST_TSO6),
         ecn: has(VIRTIO_NET_F_GUEST_ECN),
         udp: has(VIRTIO_NET_F_GUEST_USO4) && has(VIRTIO_NET_F_GUEST_USO6),
-        by_header: false,
+        ..Capabilities::NONE
     }
 }
 

@@ -123,8 +123,8 @@ impl ReceiveRing {
     }
 
     /// What frames may leave to the guest.
-    pub fn capabilities(&self) -> Capabilities {
-        self.rules.offloads
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.rules.offloads
     }
 
     /// The ring itself, for what is not about frames.

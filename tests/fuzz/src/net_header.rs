@@ -18,6 +18,7 @@ fn capabilities(bits: u8) -> Capabilities {
         ecn: bit(3),
         udp: bit(4),
         by_header: bit(5),
+        ..Capabilities::NONE
     }
 }
 

@@ -121,6 +121,8 @@ fn mappings() -> usize {
 /// Connects, sends what the input says, and leaves.
 pub fn run(data: &[u8]) {
     let worker = worker();
+    // What it holds for good is no leak.
+    pmd::memory::sigbus::install();
     let before = (descriptors(), mappings());
     session(worker, data);
     assert_eq!((descriptors(), mappings()), before, "descriptors or mappings are left over");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use models::ena::{Ena as Device, Llq, Order, Settings, Wrong};
 use models::exam::{RECOVERY, numbered};
 use models::packets::{Ip, Transport, packet};
-use models::{Exam, InProcess};
+use models::{Exam, InProcess, Stall};
 use pmd::device::{Armed, ReceiveQueue as _};
 use pmd::ena::{Ena, Patience, Setup};
 use pmd::pci::PciFunction;
@@ -314,9 +314,22 @@ mod low_latency_queues {
     #[test]
     fn entries_of_every_size_are_filled() {
         for entries in [1, 2, 4] {
-            let llq = Some(Llq { entries, depth: 512, meta_always: entries == 4, burst: 2048 });
+            let llq =
+                Some(Llq { entries, recommended: 1, depth: 512, meta_always: entries == 4, burst: 2048 });
             let mut exam = exam(Settings { llq, ..Settings::newest() });
             exam.sends_numbered_frames(2_000, 9230);
+            exam.fills_in_checksums();
+            exam.cuts_tcp();
+        }
+    }
+
+    #[test]
+    fn entries_are_wide_where_the_device_recommends_it() {
+        for (recommended, headers) in [(4, 224), (1, 96), (0, 96)] {
+            let llq = Some(Llq { entries: 5, recommended, depth: 512, meta_always: true, burst: 2048 });
+            let mut exam = exam(Settings { llq, ..Settings::newest() });
+            assert_eq!(exam.queues().transmit[0].capabilities().limits.headers, headers);
+            exam.sends_numbered_frames(1_000, 9230);
             exam.fills_in_checksums();
             exam.cuts_tcp();
         }
@@ -347,7 +360,7 @@ mod low_latency_queues {
 
     #[test]
     fn a_device_that_refuses_them_gets_descriptors_in_memory_of_the_host() {
-        let llq = Some(Llq { entries: 0, depth: 512, meta_always: false, burst: 0 });
+        let llq = Some(Llq { entries: 0, recommended: 1, depth: 512, meta_always: false, burst: 0 });
         let mut exam = exam(Settings { llq, ..Settings::nitro() });
         exam.sends_numbered_frames(1_000, 1514);
         exam.fills_in_checksums();
@@ -384,7 +397,7 @@ mod completions {
                     exam.send(0, &numbered(0, 60), Offload::NONE);
                     let told = exam.device.service();
                     if told.iter().any(|event| {
-                        matches!(event, DeviceEvent::ResetNeeded { reason } if reason.contains("sent nothing"))
+                        matches!(event, DeviceEvent::ResetNeeded { reason } if reason.contains("finished none of its frames"))
                     }) {
                         return true;
                     }
@@ -494,6 +507,13 @@ mod troubles {
         exam.function.with(|model, bus| model.tell_warning(bus));
         assert!(exam.hears(|event| matches!(event, DeviceEvent::Notice(text) if text.contains("warns"))));
         assert!(exam.traffic_is_back());
+        let warns =
+            |event: &DeviceEvent| matches!(event, DeviceEvent::Notice(text) if text.contains("warns"));
+        for _ in 0..3 {
+            exam.function.with(|model, bus| model.tell_warning(bus));
+            let told = exam.device.service();
+            assert!(!told.iter().any(warns), "each is told once: {told:?}");
+        }
     }
 
     #[test]
@@ -698,15 +718,17 @@ mod devices_that_are_wrong {
 
     #[test]
     fn a_device_that_never_completes_is_reset() {
-        let mut exam = wrong(Settings::newest(), Wrong::NoCompletion);
-        let start = Instant::now();
-        let mut told = false;
-        while !told && start.elapsed() < RECOVERY {
-            exam.send(0, &numbered(0, 60), Offload::NONE);
-            told = exam.device.service().iter().any(|event| matches!(event, DeviceEvent::ResetNeeded { .. }));
-            thread::sleep(Duration::from_millis(5));
-        }
-        assert!(told);
+        let mut exam = exam(Settings::newest());
+        exam.notices_a_stall(Stall {
+            set: |model, _, stalls| model.wrong = stalls.then_some(Wrong::NoCompletion),
+            set_link: |model, bus, up| model.set_link(bus, up),
+            limit: PATIENCE.completion,
+            worker_looks: true,
+        });
+        assert!(
+            exam.function.with(|model, _| model.resets.contains(&3)),
+            "with the reason that the device knows"
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use models::exam::{RECOVERY, numbered};
 use models::iavf::{Iavf as Model, Options, Promiscuous, Wrong, granted};
 use models::packets::{Ip, Transport, packet, partial};
-use models::{Exam, InProcess};
+use models::{Exam, InProcess, Stall};
 use pmd::iavf::{Iavf, Patience, Setup};
 use pmd::pci::PciFunction;
 use pmd::vf::{Place, Vf, Wishes};
@@ -26,6 +26,7 @@ const PATIENCE: Patience = Patience {
     firmware: Duration::from_millis(20),
     answer: Duration::from_millis(50),
     reset: Duration::from_millis(100),
+    stall: Duration::from_millis(200),
 };
 
 fn open_with(wishes: Wishes) -> impl FnOnce(Arc<InProcess<Model>>) -> Result<Vf<Iavf>, DeviceError> {
@@ -768,6 +769,18 @@ fn l1_without_write_back_the_ring_fills_and_nothing_hangs() {
     assert!(!exam.send(0, &numbered(1, 100), Offload::NONE), "what was not written back never will be");
     assert!(exam.recovers() && exam.traffic_is_back());
     exam.no_faults();
+}
+
+#[test]
+fn l1_without_write_back_the_vf_is_reset() {
+    for options in kinds() {
+        exam_with(options, Wishes::default()).notices_a_stall(Stall {
+            set: |model, _, stalls| model.wrong = stalls.then_some(Wrong::NoWriteBack),
+            set_link: |model, bus, up| model.set_link(bus, up),
+            limit: PATIENCE.stall,
+            worker_looks: true,
+        });
+    }
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,18 +9,18 @@ use std::time::{Duration, Instant};
 use models::exam::{Exam, RECOVERY, numbered};
 use models::guest::Guest;
 use models::igbvf::{Igbvf as Model, Wrong};
-use models::packets::{Ip, Transport, check, packet, partial};
-use models::{Fault, InProcess};
+use models::packets::{Ip, Transport, packet, partial};
+use models::{Bus, Fault, InProcess, Stall};
 use pmd::igbvf::{IDS, Igbvf, Patience, Setup};
 use pmd::pci::PciFunction;
 use pmd::vf::{Place, Vf, Wishes};
 use pmd::{
-    Accepted, Armed, Burst, Checksum, Completions, Device, DeviceError, DeviceEvent, Link, MacAddress,
-    Offload, ReceiveQueue, Segmentation, Token, TransmitQueue,
+    Accepted, Armed, Burst, Checksum, Completions, Device, DeviceError, DeviceEvent, MacAddress, Offload,
+    ReceiveQueue, Token, TransmitQueue,
 };
-use rustix::event::{PollFd, PollFlags, poll};
 
-const PATIENCE: Patience = Patience { interval: Duration::from_micros(50), looks: 40 };
+const PATIENCE: Patience =
+    Patience { interval: Duration::from_micros(50), looks: 40, stall: Duration::from_millis(200) };
 
 /// Opens the driver as that of an 82576, or as that of an I350 where `device` is 1.
 fn open(function: Arc<InProcess<Model>>, device: usize, wishes: Wishes) -> Result<Vf<Igbvf>, DeviceError> {
@@ -42,18 +41,10 @@ fn pairs(pairs: u16) -> Wishes {
     Wishes { queue_pairs: pairs.try_into().unwrap(), ..Wishes::default() }
 }
 
-fn told(exam: &mut Exam<Model>, text: &str) -> bool {
-    exam.hears(|event| matches!(event, DeviceEvent::Notice(notice) if notice.contains(text)))
-}
-
-fn asks_to_be_reset(exam: &mut Exam<Model>) -> bool {
-    exam.hears(|event| matches!(event, DeviceEvent::ResetNeeded { .. }))
-}
-
 #[test]
 fn the_link_comes_up_and_the_address_is_the_pfs() {
     let mut exam = exam();
-    assert!(told(&mut exam, "the PF refuses promiscuous mode"));
+    assert!(exam.tells("the PF refuses promiscuous mode"));
     assert!(exam.link_comes_up());
     assert_eq!(exam.device.identity().mac, Some(MacAddress([0x52, 0x54, 0, 0, 0, 2])));
     assert_eq!((exam.device.identity().max_frame, exam.device.identity().filters_by_mac), (9724, true));
@@ -102,21 +93,7 @@ fn the_device_cuts_tcp() {
 
 #[test]
 fn the_longest_frame_is_cut_in_37_descriptors() {
-    let mut exam = exam();
-    let payload = vec![5; 65535 - 40];
-    let frame = partial(Ip::V4, Transport::Tcp, 9, &payload);
-    let offload = Offload {
-        checksum: Checksum::Partial { start: 34, offset: 16 },
-        segmentation: Segmentation::TcpV4,
-        ecn: true,
-        segment_size: 1448,
-        header_length: 54,
-    };
-    assert!(exam.send(0, &frame, offload));
-    let cut: Vec<_> = std::iter::from_fn(|| exam.function.take_sent()).collect();
-    assert_eq!(cut.len(), payload.len().div_ceil(1448));
-    assert_eq!(cut.iter().map(|frame| check(frame).unwrap().payload.len()).sum::<usize>(), payload.len());
-    exam.no_faults();
+    exam().cuts_the_longest_frame();
 }
 
 #[test]
@@ -137,25 +114,7 @@ fn a_flow_of_frames_of_one_kind_writes_its_context_once_and_reads_no_register() 
 
 #[test]
 fn what_is_received_right_is_said_to_be_and_what_is_not_is_left_to_the_guest() {
-    let mut exam = exam();
-    for ip in [Ip::V4, Ip::V6] {
-        for transport in [Transport::Tcp, Transport::Udp] {
-            let right = packet(ip, transport, 9, b"hello");
-            let wrong = [&right[..right.len() - 1], b"x"].concat();
-            exam.function.arrive(right.clone());
-            exam.function.arrive(wrong.clone());
-            let received = exam.receive(0);
-            let verdicts: Vec<_> =
-                received.iter().map(|(frame, offload)| (frame, offload.checksum)).collect();
-            assert_eq!(
-                verdicts,
-                [(&right, Checksum::Valid), (&wrong, Checksum::Unknown)],
-                "{ip:?} {transport:?}"
-            );
-        }
-    }
-    exam.function.arrive(numbered(1, 100));
-    assert_eq!(exam.receive(0)[0].1.checksum, Checksum::Unknown, "no TCP, no UDP");
+    exam().judges_what_arrives();
 }
 
 fn tagged(number: u32, len: usize, vlan: u16) -> Vec<u8> {
@@ -199,7 +158,7 @@ fn a_refused_vlan_and_a_refused_address_are_told() {
     (model.pf.grants_vlans, model.pf.keeps_mac) = (false, true);
     let wishes = Wishes { vlans: vec![7], mac: Some(MacAddress([2, 0, 0, 0, 0, 9])), ..Wishes::default() };
     let mut exam = exam_of(model, wishes);
-    assert!(told(&mut exam, "VLANs [7]") && told(&mut exam, "vf 0 mac 02:00:00:00:00:09"));
+    assert!(exam.tells("VLANs [7]") && exam.tells("vf 0 mac 02:00:00:00:00:09"));
     assert_eq!(exam.device.identity().mac, Some(MacAddress([0x52, 0x54, 0, 0, 0, 2])));
 }
 
@@ -215,7 +174,7 @@ fn the_address_that_is_wished_for_is_taken_and_survives_a_reset() {
         exam.function.arrive(frame.clone());
         assert!(exam.receive(0).iter().map(|(frame, _)| frame).eq([&frame]));
         exam.function.with(|model, _| model.ping(false));
-        assert!(asks_to_be_reset(&mut exam) && exam.recovers());
+        assert!(exam.asks_to_be_reset() && exam.recovers());
     }
     exam.no_faults();
 }
@@ -224,13 +183,7 @@ fn the_address_that_is_wished_for_is_taken_and_survives_a_reset() {
 fn without_an_address_from_the_pf_one_is_drawn_and_kept() {
     let mut model = Model::default();
     model.pf.mac = None;
-    let mut exam = exam_of(model, Wishes::default());
-    let mac = exam.device.identity().mac;
-    assert!(told(&mut exam, "drawn by lot"));
-    exam.stop();
-    exam.restart();
-    assert_eq!(exam.device.identity().mac, mac);
-    exam.no_faults();
+    exam_of(model, Wishes::default()).keeps_the_address_that_was_drawn();
 }
 
 #[test]
@@ -261,8 +214,8 @@ fn each_flow_goes_to_one_of_two_queues() {
 fn an_i350_has_one_queue_pair_and_says_so() {
     let mut exam = Exam::start(Model::default(), |function| open(function, 1, pairs(2)));
     assert_eq!((exam.queues().receive.len(), exam.queues().transmit.len()), (1, 1));
-    assert!(told(&mut exam, "of the 2 queue pairs wished for it has 1"));
-    assert!(told(&mut exam, "is not proven on an I350; L1"));
+    assert!(exam.tells("of the 2 queue pairs wished for it has 1"));
+    assert!(exam.tells("is not proven on an I350; L1"));
     exam.sends_numbered_frames(1000, 1514);
     exam.receives_numbered_frames(1000, 1514);
     exam.fills_in_checksums();
@@ -273,7 +226,7 @@ fn a_pf_reset_is_noticed_and_traffic_is_back() {
     let mut exam = exam_of(Model::default(), pairs(2));
     assert!(exam.link_comes_up());
     exam.function.with(|model, _| model.pf_goes_down());
-    assert!(asks_to_be_reset(&mut exam));
+    assert!(exam.asks_to_be_reset());
     let begin = Instant::now();
     exam.send(0, &numbered(1, 100), Offload::NONE);
     assert_eq!(exam.function.take_sent(), None);
@@ -291,7 +244,7 @@ fn a_pf_reset_is_noticed_and_traffic_is_back() {
 fn a_pf_that_has_forgotten_the_vf_is_noticed_and_traffic_is_back() {
     let mut exam = exam();
     exam.function.with(|model, _| model.ping(false));
-    assert!(asks_to_be_reset(&mut exam) && exam.recovers() && exam.traffic_is_back());
+    assert!(exam.asks_to_be_reset() && exam.recovers() && exam.traffic_is_back());
     exam.no_faults();
 }
 
@@ -311,27 +264,11 @@ fn a_silent_mailbox_fails_in_time_and_is_forgotten_when_it_speaks() {
 
 #[test]
 fn a_link_that_flaps_is_told_both_times() {
-    let mut exam = exam();
-    assert!(exam.link_comes_up());
-    for _ in 0..3 {
-        for (up, link) in [(false, Link::Down), (true, Link::Up { speed: Some(1000) })] {
-            exam.function.with(|model, _| {
-                model.pf.link = up;
-                model.ping(true);
-            });
-            assert!(exam.hears(|event| *event == DeviceEvent::Link(link)));
-        }
-    }
-    assert!(exam.traffic_is_back());
-    exam.no_faults();
-}
-
-fn rings(exam: &mut Exam<Model>, queue: usize) -> bool {
-    let bell = exam.queues().receive[queue].bell().unwrap();
-    let mut looked = [PollFd::from_borrowed_fd(bell.as_fd(), PollFlags::IN)];
-    let rung = poll(&mut looked, Some(&rustix::event::Timespec::default())).unwrap() == 1;
-    let _ = rustix::io::read(bell, &mut [0; 8]);
-    rung
+    let set_link = |model: &mut Model, _: &mut Bus, up| {
+        model.pf.link = up;
+        model.ping(true);
+    };
+    exam().tells_of_its_link(set_link, 1000);
 }
 
 #[test]
@@ -349,7 +286,7 @@ fn a_sleeper_is_woken_once_by_its_own_queue() {
     for queue in [0, 1] {
         exam.queues().receive[queue].arm();
         exam.queues().receive[queue].disarm();
-        assert!(rings(&mut exam, queue));
+        assert!(exam.rings(queue));
     }
     for queue in [0, 1, 0, 1] {
         let raised = exam.function.with(|_, bus| bus.raised());
@@ -357,27 +294,19 @@ fn a_sleeper_is_woken_once_by_its_own_queue() {
         for _ in 0..3 {
             exam.function.arrive(packet(Ip::V4, Transport::Udp, ports[queue].unwrap(), b"hello"));
         }
-        assert!(rings(&mut exam, queue) && !rings(&mut exam, 1 - queue));
+        assert!(exam.rings(queue) && !exam.rings(1 - queue));
         assert_eq!(exam.function.with(|_, bus| bus.raised()) - raised, 1);
         assert_eq!(exam.receive(queue).len(), 3);
         exam.queues().receive[queue].arm();
         exam.queues().receive[queue].disarm();
-        rings(&mut exam, queue);
+        exam.rings(queue);
     }
     exam.no_faults();
 }
 
 #[test]
 fn lost_interrupts_lose_no_frames() {
-    let mut exam = exam();
-    exam.function.with(|_, bus| bus.lose_interrupts(true));
-    assert_eq!(exam.queues().receive[0].arm(), Armed::Rings);
-    exam.function.arrive(numbered(1, 100));
-    assert!(!rings(&mut exam, 0));
-    // Whoever arms again, as a worker does after its longest sleep, sees what is there.
-    assert_eq!(exam.queues().receive[0].arm(), Armed::Ready);
-    assert_eq!(exam.receive(0).len(), 1);
-    exam.no_faults();
+    exam().loses_no_frames_with_its_interrupts();
 }
 
 #[test]
@@ -411,16 +340,7 @@ fn frames_that_find_no_descriptor_are_missed_and_counted() {
 
 #[test]
 fn a_device_that_leaves_is_told_once_and_its_memory_is_given_back() {
-    let mut exam = exam();
-    exam.function.set_gone(true);
-    assert!(exam.hears(|event| matches!(event, DeviceEvent::Gone { .. })));
-    // Neither hangs nor panics.
-    exam.send(0, &numbered(1, 100), Offload::NONE);
-    exam.receive(0);
-    exam.stop();
-    assert!(matches!(exam.device.start(), Err(DeviceError::NotFound(_))));
-    assert!(!exam.device.service().iter().any(|event| matches!(event, DeviceEvent::Gone { .. })));
-    assert_eq!(exam.function.mappings(), 0);
+    exam().leaves();
 }
 
 #[test]
@@ -450,35 +370,7 @@ fn it_counts_by_the_names_of_its_registers() {
 
 #[test]
 fn frames_of_a_guest_are_sent_from_where_they_are_but_for_headers_that_the_device_reads() {
-    let mut exam = exam();
-    let guest = Guest::of(&mut exam, 1 << 20);
-    let payload: Vec<u8> = (0..60_000u32).map(|n| ((n * 13) >> 3) as u8).collect();
-    let frame = partial(Ip::V6, Transport::Tcp, 9, &payload);
-    let offload = Offload {
-        checksum: Checksum::Partial { start: 54, offset: 16 },
-        segmentation: Segmentation::TcpV6,
-        segment_size: 1428,
-        header_length: 74,
-        ..Offload::NONE
-    };
-    let plain = numbered(3, 1514);
-    let mut burst = Burst::new();
-    assert!(burst.push_whole(guest.write(4096, &frame), Token(1), offload));
-    assert!(burst.push_whole(guest.write(1 << 19, &plain), Token(2), Offload::NONE));
-    exam.function.with(|model, _| model.stalled = true);
-    assert_eq!(exam.queues().transmit[0].transmit(burst.frames()), Accepted::Borrowed(2));
-    // The guest thinks better of its headers: they are sent as they were checked.
-    guest.write(4096, &[0xff; 74]);
-    exam.function.with(|model, _| model.stalled = false);
-    let sent: Vec<_> = std::iter::from_fn(|| exam.function.take_sent()).collect();
-    assert_eq!(sent.last(), Some(&plain));
-    let joined: Vec<u8> =
-        sent[..sent.len() - 1].iter().flat_map(|frame| check(frame).unwrap().payload).collect();
-    assert!(joined == payload);
-    let mut done = Completions::new();
-    exam.queues().transmit[0].reclaim(&mut done);
-    assert_eq!(done[..], [Token(1), Token(2)]);
-    exam.no_faults();
+    exam().sends_from_guest_memory(|model, _, held| model.stalled = held);
 }
 
 #[test]
@@ -518,6 +410,19 @@ fn a_device_that_never_reports_what_it_sent_takes_a_ring_and_no_more() {
 }
 
 #[test]
+fn a_device_that_never_reports_what_it_sent_is_reset() {
+    exam().notices_a_stall(Stall {
+        set: |model, _, stalls| model.wrong = stalls.then_some(Wrong::NoTransmitReport),
+        set_link: |model, _, up| {
+            model.pf.link = up;
+            model.ping(true);
+        },
+        limit: PATIENCE.stall,
+        worker_looks: true,
+    });
+}
+
+#[test]
 fn a_device_that_never_reports_what_it_received_delivers_nothing() {
     for wrong in [Wrong::NoReceiveReport, Wrong::NoEnd] {
         let mut exam = exam_of(Model::wrong(wrong), Wishes::default());
@@ -548,11 +453,7 @@ fn lengths_that_are_too_short_fail_the_exam() {
 
 #[test]
 fn without_interrupts_a_sleeper_sees_what_came_when_it_looks() {
-    let mut exam = exam_of(Model::wrong(Wrong::NoInterrupt), Wishes::default());
-    assert_eq!(exam.queues().receive[0].arm(), Armed::Rings);
-    exam.function.arrive(numbered(1, 100));
-    assert!(!rings(&mut exam, 0), "which fails what a right device passes");
-    assert_eq!(exam.queues().receive[0].arm(), Armed::Ready);
+    exam_of(Model::wrong(Wrong::NoInterrupt), Wishes::default()).sees_what_came_without_an_interrupt();
 }
 
 #[test]

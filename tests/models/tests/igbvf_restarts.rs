@@ -15,7 +15,7 @@ fn it_stops_and_starts_100_times_and_leaves_nothing_behind() {
     let mut exam = Exam::start(Model::default(), |function| {
         let place = Place { address: "0000:01:10.0".parse().unwrap(), pf: None };
         let wishes = Wishes { queue_pairs: 2.try_into().unwrap(), ..Wishes::default() };
-        let patience = Patience { interval: Duration::from_micros(50), looks: 40 };
+        let patience = Patience { interval: Duration::from_micros(50), looks: 40, ..Patience::default() };
         let setup = Setup { place, ids: IDS[0], wishes, patience, hashed_groups: false };
         Igbvf::open(function as Arc<dyn PciFunction>, setup)
     });

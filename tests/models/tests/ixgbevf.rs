@@ -2,28 +2,25 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use models::InProcess;
 use models::exam::{Exam, RECOVERY, length, numbered};
-use models::guest::Guest;
 use models::ixgbevf::{Api, Ixgbevf as Model, Mode, Options, Part, Wrong};
-use models::packets::{Ip, Transport, check, packet, partial};
+use models::packets::{Ip, Transport, packet};
+use models::{InProcess, Stall};
 use pmd::ixgbevf::{IDS, Ixgbevf, Patience, Setup};
 use pmd::pci::PciFunction;
 use pmd::vf::{Place, Vf, Wishes};
 use pmd::{
-    Accepted, Armed, Burst, Checksum, Completions, DeviceError, DeviceEvent, Link, MacAddress, Offload,
-    ReceiveQueue, Segmentation, Token, TransmitQueue,
+    Armed, Completions, DeviceError, DeviceEvent, Link, MacAddress, Offload, ReceiveQueue, TransmitQueue,
 };
-use rustix::event::{PollFd, PollFlags, poll};
 
 const PARTS: [Part; 4] = [Part::I82599, Part::X540, Part::X550, Part::X552];
 const APIS: [Api; 6] = [Api::V10, Api::V11, Api::V12, Api::V13, Api::V14, Api::V15];
-const PATIENCE: Patience = Patience { interval: Duration::from_micros(50), looks: 40 };
+const PATIENCE: Patience =
+    Patience { interval: Duration::from_micros(50), looks: 40, stall: Duration::from_millis(200) };
 /// Where the exam's frames go to.
 const MAC: MacAddress = MacAddress([0x52, 0x54, 0, 0, 0, 2]);
 
@@ -63,14 +60,6 @@ fn wrong(wrong: Wrong) -> Exam<Model> {
 
 fn pairs(pairs: u16) -> Wishes {
     Wishes { queue_pairs: pairs.try_into().unwrap(), ..Wishes::default() }
-}
-
-fn told(exam: &mut Exam<Model>, text: &str) -> bool {
-    exam.hears(|event| matches!(event, DeviceEvent::Notice(notice) if notice.contains(text)))
-}
-
-fn asks_to_be_reset(exam: &mut Exam<Model>) -> bool {
-    exam.hears(|event| matches!(event, DeviceEvent::ResetNeeded { .. }))
 }
 
 #[test]
@@ -130,7 +119,7 @@ fn every_version_of_the_language_is_spoken() {
         exam.receives_numbered_frames(100, 9724);
         let filters = exam.device.identity().filters_by_mac;
         assert_eq!(filters, api < Api::V13, "{api:?}: promiscuous mode came with 1.3");
-        assert!(!filters || told(&mut exam, "refuses promiscuous mode"));
+        assert!(!filters || exam.tells("refuses promiscuous mode"));
     }
 }
 
@@ -148,7 +137,7 @@ fn a_pf_grants_what_it_grants_and_the_rest_is_told() {
     ] {
         let mut exam = exam_of(options);
         assert_eq!(exam.function.with(|model, _| model.pf().mode), mode);
-        assert!(text.is_none_or(|text| told(&mut exam, text)), "{mode:?}");
+        assert!(text.is_none_or(|text| exam.tells(text)), "{mode:?}");
         let (mut stranger, mut group) = (numbered(1, 100), numbered(2, 100));
         stranger[5] = 9;
         group[..6].copy_from_slice(&[1, 0, 0x5e, 1, 0x77, 0x77]);
@@ -176,19 +165,7 @@ fn the_device_cuts_tcp_on_every_part() {
 
 #[test]
 fn the_longest_frame_is_cut() {
-    let mut exam = exam();
-    let payload = vec![5; 65535 - 40];
-    let offload = Offload {
-        checksum: Checksum::Partial { start: 34, offset: 16 },
-        segmentation: Segmentation::TcpV4,
-        ecn: true,
-        segment_size: 1448,
-        header_length: 54,
-    };
-    assert!(exam.send(0, &partial(Ip::V4, Transport::Tcp, 9, &payload), offload));
-    let cut: Vec<_> = std::iter::from_fn(|| exam.function.take_sent()).collect();
-    assert_eq!(cut.iter().map(|frame| check(frame).unwrap().payload.len()).sum::<usize>(), payload.len());
-    exam.no_faults();
+    exam().cuts_the_longest_frame();
 }
 
 #[test]
@@ -205,25 +182,7 @@ fn a_frame_costs_one_write_and_no_read() {
 
 #[test]
 fn what_is_received_right_is_said_to_be_and_what_is_not_is_left_to_the_guest() {
-    let mut exam = exam();
-    for ip in [Ip::V4, Ip::V6] {
-        for transport in [Transport::Tcp, Transport::Udp] {
-            let right = packet(ip, transport, 9, b"hello");
-            let wrong = [&right[..right.len() - 1], b"x"].concat();
-            exam.function.arrive(right.clone());
-            exam.function.arrive(wrong.clone());
-            let received = exam.receive(0);
-            let verdicts: Vec<_> =
-                received.iter().map(|(frame, offload)| (frame, offload.checksum)).collect();
-            assert_eq!(
-                verdicts,
-                [(&right, Checksum::Valid), (&wrong, Checksum::Unknown)],
-                "{ip:?} {transport:?}"
-            );
-        }
-    }
-    exam.function.arrive(numbered(1, 100));
-    assert_eq!(exam.receive(0)[0].1.checksum, Checksum::Unknown, "no TCP, no UDP");
+    exam().judges_what_arrives();
 }
 
 fn tagged(number: u32, len: usize, vlan: u16) -> Vec<u8> {
@@ -257,14 +216,14 @@ fn a_refused_vlan_and_a_refused_address_are_told() {
     let options = Options { grants_vlans: false, trusted: false, ..options() };
     let wishes = Wishes { vlans: vec![7], mac: Some(MacAddress([2, 0, 0, 0, 0, 9])), ..Wishes::default() };
     let mut exam = exam_with(options, None, wishes);
-    assert!(told(&mut exam, "VLANs [7]"));
+    assert!(exam.tells("VLANs [7]"));
     assert_eq!(exam.device.identity().mac, Some(MAC));
     let mut exam = exam_with(
         Options { trusted: false, ..self::options() },
         None,
         Wishes { mac: Some(MacAddress([2, 0, 0, 0, 0, 9])), ..Wishes::default() },
     );
-    assert!(told(&mut exam, "vf 0 mac 02:00:00:00:00:09"));
+    assert!(exam.tells("vf 0 mac 02:00:00:00:00:09"));
 }
 
 #[test]
@@ -280,7 +239,7 @@ fn the_address_that_is_wished_for_is_taken_and_survives_a_reset() {
         exam.function.arrive(frame.clone());
         assert!(exam.receive(0).iter().map(|(frame, _)| frame).eq([&frame]));
         exam.function.with(|model, bus| model.begin_pf_reset(bus));
-        assert!(asks_to_be_reset(&mut exam));
+        assert!(exam.asks_to_be_reset());
         exam.function.with(|model, bus| model.end_pf_reset(bus));
         assert!(exam.recovers());
     }
@@ -289,13 +248,7 @@ fn the_address_that_is_wished_for_is_taken_and_survives_a_reset() {
 
 #[test]
 fn without_an_address_from_the_pf_one_is_drawn_and_kept() {
-    let mut exam = exam_of(Options { mac: None, ..options() });
-    let mac = exam.device.identity().mac;
-    assert!(told(&mut exam, "drawn by lot"));
-    exam.stop();
-    exam.restart();
-    assert_eq!(exam.device.identity().mac, mac);
-    exam.no_faults();
+    exam_of(Options { mac: None, ..options() }).keeps_the_address_that_was_drawn();
 }
 
 #[test]
@@ -328,7 +281,7 @@ fn there_are_as_many_queues_as_the_pf_grants_and_fewer_than_wished_are_told() {
     for (granted, wished, got) in [(4, 4, 4), (4, 3, 2), (2, 4, 2), (1, 2, 1), (8, 8, 4), (4, 1, 1)] {
         let mut exam = exam_with(Options { queues: granted, ..options() }, None, pairs(wished));
         assert_eq!(exam.queues().receive.len(), got, "{granted} {wished}");
-        assert!(wished as usize == got || told(&mut exam, "queue pairs wished for are used"));
+        assert!(wished as usize == got || exam.tells("queue pairs wished for are used"));
         exam.receives_numbered_frames(50, 1514);
         exam.no_faults();
     }
@@ -342,7 +295,7 @@ fn a_pf_reset_is_noticed_and_traffic_is_back() {
         let mut exam = exam_with(Options { api, ..options() }, None, pairs(2));
         assert!(exam.link_comes_up());
         exam.function.with(|model, bus| model.begin_pf_reset(bus));
-        assert!(asks_to_be_reset(&mut exam));
+        assert!(exam.asks_to_be_reset());
         assert!(exam.hears(|event| *event == DeviceEvent::Link(Link::Down)));
         let begin = Instant::now();
         exam.stop();
@@ -362,7 +315,7 @@ fn a_pf_that_was_reset_between_two_looks_is_noticed() {
         model.begin_pf_reset(bus);
         model.end_pf_reset(bus);
     });
-    assert!(asks_to_be_reset(&mut exam) && exam.recovers() && exam.traffic_is_back());
+    assert!(exam.asks_to_be_reset() && exam.recovers() && exam.traffic_is_back());
     exam.no_faults();
 }
 
@@ -388,16 +341,7 @@ fn a_slow_pf_is_waited_for() {
 
 #[test]
 fn a_link_that_flaps_is_told_both_times() {
-    let mut exam = exam();
-    assert!(exam.link_comes_up());
-    for _ in 0..3 {
-        for (up, link) in [(false, Link::Down), (true, Link::Up { speed: Some(10_000) })] {
-            exam.function.with(|model, bus| model.set_link(bus, up));
-            assert!(exam.hears(|event| *event == DeviceEvent::Link(link)));
-        }
-    }
-    assert!(exam.traffic_is_back());
-    exam.no_faults();
+    exam().tells_of_its_link(|model, bus, up| model.set_link(bus, up), 10_000);
 }
 
 #[test]
@@ -417,14 +361,6 @@ fn a_link_that_the_pf_takes_from_the_vf_is_down_until_it_gives_it_back() {
     exam.no_faults();
 }
 
-fn rings(exam: &mut Exam<Model>, queue: usize) -> bool {
-    let bell = exam.queues().receive[queue].bell().unwrap();
-    let mut looked = [PollFd::from_borrowed_fd(bell.as_fd(), PollFlags::IN)];
-    let rung = poll(&mut looked, Some(&rustix::event::Timespec::default())).unwrap() == 1;
-    let _ = rustix::io::read(bell, &mut [0; 8]);
-    rung
-}
-
 #[test]
 fn a_sleeper_is_woken_once_by_its_own_queue_and_the_fourth_queue_is_looked_at() {
     let mut exam = exam_with(options(), None, pairs(4));
@@ -439,7 +375,7 @@ fn a_sleeper_is_woken_once_by_its_own_queue_and_the_fourth_queue_is_looked_at() 
     for queue in [0, 1, 2] {
         exam.queues().receive[queue].arm();
         exam.queues().receive[queue].disarm();
-        rings(&mut exam, queue);
+        exam.rings(queue);
     }
     for queue in [0, 1, 2, 0] {
         let raised = exam.function.with(|_, bus| bus.raised());
@@ -447,12 +383,12 @@ fn a_sleeper_is_woken_once_by_its_own_queue_and_the_fourth_queue_is_looked_at() 
         for _ in 0..3 {
             exam.function.arrive(packet(Ip::V4, Transport::Tcp, ports[queue], b"hello"));
         }
-        assert!(rings(&mut exam, queue) && !rings(&mut exam, (queue + 1) % 3));
+        assert!(exam.rings(queue) && !exam.rings((queue + 1) % 3));
         assert_eq!(exam.function.with(|_, bus| bus.raised()) - raised, 1);
         assert_eq!(exam.receive(queue).len(), 3);
         exam.queues().receive[queue].arm();
         exam.queues().receive[queue].disarm();
-        rings(&mut exam, queue);
+        exam.rings(queue);
     }
     assert!(exam.queues().receive[3].bell().is_none());
     assert_eq!(exam.queues().receive[3].arm(), Armed::Silent);
@@ -461,14 +397,7 @@ fn a_sleeper_is_woken_once_by_its_own_queue_and_the_fourth_queue_is_looked_at() 
 
 #[test]
 fn lost_interrupts_lose_no_frames() {
-    let mut exam = exam();
-    exam.function.with(|_, bus| bus.lose_interrupts(true));
-    assert_eq!(exam.queues().receive[0].arm(), Armed::Rings);
-    exam.function.arrive(numbered(1, 100));
-    assert!(!rings(&mut exam, 0));
-    assert_eq!(exam.queues().receive[0].arm(), Armed::Ready);
-    assert_eq!(exam.receive(0).len(), 1);
-    exam.no_faults();
+    exam().loses_no_frames_with_its_interrupts();
 }
 
 #[test]
@@ -508,48 +437,12 @@ fn borrowed_or_not_frames_come_back_from_a_port_that_is_paused() {
 
 #[test]
 fn frames_of_a_guest_are_sent_from_where_they_are_but_for_headers_that_the_device_reads() {
-    let mut exam = exam();
-    let guest = Guest::of(&mut exam, 1 << 20);
-    let payload: Vec<u8> = (0..60_000u32).map(|n| ((n * 13) >> 3) as u8).collect();
-    let frame = partial(Ip::V6, Transport::Tcp, 9, &payload);
-    let offload = Offload {
-        checksum: Checksum::Partial { start: 54, offset: 16 },
-        segmentation: Segmentation::TcpV6,
-        segment_size: 1428,
-        header_length: 74,
-        ..Offload::NONE
-    };
-    let plain = numbered(3, 1514);
-    let mut burst = Burst::new();
-    assert!(burst.push_whole(guest.write(4096, &frame), Token(1), offload));
-    assert!(burst.push_whole(guest.write(1 << 19, &plain), Token(2), Offload::NONE));
-    exam.function.with(|model, bus| model.set_paused(bus, true));
-    assert_eq!(exam.queues().transmit[0].transmit(burst.frames()), Accepted::Borrowed(2));
-    // The guest thinks better of its headers: they are sent as they were checked.
-    guest.write(4096, &[0xff; 74]);
-    exam.function.with(|model, bus| model.set_paused(bus, false));
-    let sent: Vec<_> = std::iter::from_fn(|| exam.function.take_sent()).collect();
-    assert_eq!(sent.last(), Some(&plain));
-    let joined: Vec<u8> =
-        sent[..sent.len() - 1].iter().flat_map(|frame| check(frame).unwrap().payload).collect();
-    assert!(joined == payload);
-    let mut done = Completions::new();
-    exam.queues().transmit[0].reclaim(&mut done);
-    assert_eq!(done[..], [Token(1), Token(2)]);
-    exam.no_faults();
+    exam().sends_from_guest_memory(|model, bus, held| model.set_paused(bus, held));
 }
 
 #[test]
 fn a_device_that_leaves_is_told_once_and_its_memory_is_given_back() {
-    let mut exam = exam();
-    exam.function.set_gone(true);
-    assert!(exam.hears(|event| matches!(event, DeviceEvent::Gone { .. })));
-    exam.send(0, &numbered(1, 100), Offload::NONE);
-    exam.receive(0);
-    exam.stop();
-    assert!(matches!(exam.device.start(), Err(DeviceError::NotFound(_))));
-    assert!(!exam.device.service().iter().any(|event| matches!(event, DeviceEvent::Gone { .. })));
-    assert_eq!(exam.function.mappings(), 0);
+    exam().leaves();
 }
 
 #[test]
@@ -582,6 +475,16 @@ fn a_device_that_never_reports_what_it_sent_takes_a_ring_and_no_more() {
 }
 
 #[test]
+fn a_device_that_never_reports_what_it_sent_is_reset() {
+    exam().notices_a_stall(Stall {
+        set: |model, _, stalls| model.wrong = stalls.then_some(Wrong::NoWriteBack),
+        set_link: |model, bus, up| model.set_link(bus, up),
+        limit: PATIENCE.stall,
+        worker_looks: true,
+    });
+}
+
+#[test]
 fn a_device_that_never_says_that_a_frame_is_there_delivers_nothing() {
     for kind in [Wrong::NotDone, Wrong::NoEnd, Wrong::LongLength, Wrong::NoLength] {
         let mut exam = wrong(kind);
@@ -604,11 +507,7 @@ fn lengths_that_are_too_short_fail_the_exam() {
 
 #[test]
 fn without_interrupts_a_sleeper_sees_what_came_when_it_looks() {
-    let mut exam = wrong(Wrong::NoInterrupt);
-    assert_eq!(exam.queues().receive[0].arm(), Armed::Rings);
-    exam.function.arrive(numbered(1, 100));
-    assert!(!rings(&mut exam, 0), "which fails what a right device passes");
-    assert_eq!(exam.queues().receive[0].arm(), Armed::Ready);
+    wrong(Wrong::NoInterrupt).sees_what_came_without_an_interrupt();
 }
 
 #[test]

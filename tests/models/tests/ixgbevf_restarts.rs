@@ -20,7 +20,7 @@ fn it_stops_and_starts_100_times_and_leaves_nothing_behind() {
     let mut exam = Exam::start(model, |function| {
         let place = Place { address: "0000:01:10.0".parse().unwrap(), pf: None };
         let wishes = Wishes { queue_pairs: 2.try_into().unwrap(), ..Wishes::default() };
-        let patience = Patience { interval: Duration::from_micros(50), looks: 40 };
+        let patience = Patience { interval: Duration::from_micros(50), looks: 40, ..Patience::default() };
         Ixgbevf::open(function as Arc<dyn PciFunction>, Setup { place, ids: IDS[2], wishes, patience })
     });
     exam.stops_and_starts_100_times();

@@ -6,8 +6,7 @@
 //!
 //! Slot n has buffer n: a frame is copied once, into the buffers of as many slots as it needs. What lies in memory of the
 //! guest that the device reaches is not copied: its descriptor points there, and the frame is borrowed until the device has
-//! sent it. The device reports where it was asked to (RS), by writing into the descriptor, and what it reports for one slot
-//! holds for all before it.
+//! sent it, which it [reports](super::reports) now and then.
 //!
 //! Of a frame that leaves the device something to do, the headers are copied, read and changed in a copy of our own and sent
 //! from there. A context descriptor is put before it where the device does not know its kind yet.
@@ -15,21 +14,21 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::context::{Contexts, Task, fill_checksum};
+use super::context::{Contexts, LONGEST_HEADERS, Task, fill_checksum};
 use super::descriptor::{Context, Manner, is_transmitted, reporting};
 use super::family::{Family, RING, ring};
 use super::pair;
+use super::reports::Reports;
 use crate::device::{Accepted, Completions, TransmitQueue};
 use crate::frame::{Frame, Frames, MIN_FRAME, MIN_WIRE, Segment, Token, gather};
 use crate::memory::{BUFFER_SIZE, DmaSlice, GuestWindows, SlotBuffers};
 use crate::net::packet::LOOKED_AT;
-use crate::offload::{Capabilities, Segmentation};
+use crate::offload::{Capabilities, Limits, Segmentation};
 use crate::pci::PciFunction;
 use crate::registers::Registers;
+use crate::vf::Progress;
 
 const MASK: u16 = RING - 1;
-/// Descriptors after which a report is asked for. A copied frame needs none sooner: only room in the ring waits for it.
-const REPORT_EVERY: u16 = 32;
 /// Most segments of a frame that is sent from where it lies: one in more pieces costs the device more than a copy costs us.
 const MOST_PIECES: usize = 16;
 /// Most data descriptors of one frame: 40 - WTHRESH - 2 (82576 data sheet, chapter 7.2; 82599 data sheet, chapter 7.2.3).
@@ -66,12 +65,7 @@ pub struct IntelTransmit {
     clean: u16,
     /// The oldest slot whose token, if it has one, has not been given back.
     returned: u16,
-    /// Slots that will report, in order: `report_count` of them from `report_first`.
-    reports: Box<[u16]>,
-    report_first: u16,
-    report_count: u16,
-    /// Descriptors filled since the last one that reports.
-    unreported: u16,
+    reports: Reports,
     /// What the device reaches of the guest's memory.
     guest: Arc<GuestWindows>,
     /// Where in `guest` something was found last.
@@ -141,11 +135,8 @@ impl IntelTransmit {
             tail: 0,
             clean: 0,
             returned: 0,
-            reports: vec![0; usize::from(RING)].into_boxed_slice(),
-            report_first: 0,
-            report_count: 0,
+            reports: Reports::new(RING),
             function: None,
-            unreported: 0,
             guest: Arc::default(),
             last_window: 0,
             tokens: vec![None; usize::from(RING)].into_boxed_slice(),
@@ -168,28 +159,13 @@ impl IntelTransmit {
 
     #[inline]
     fn collect_reports(&mut self) {
-        while self.report_count > 0 {
-            let Some(&slot) = self.reports.get(usize::from(self.report_first)) else { return };
-            if !is_transmitted(self.ring.load(2 * usize::from(slot) + 1)) {
-                break;
-            }
-            self.clean = (slot + 1) & MASK;
-            self.report_first = (self.report_first + 1) & MASK;
-            self.report_count -= 1;
+        let is_sent = |slot| is_transmitted(self.ring.load(2 * usize::from(slot) + 1));
+        if let Some(clean) = self.reports.collect(is_sent) {
+            self.clean = clean;
         }
         if self.borrowed == 0 {
             self.returned = self.clean;
         }
-    }
-
-    #[inline]
-    fn expect_report(&mut self, slot: u16) {
-        let at = (self.report_first + self.report_count) & MASK;
-        if let Some(entry) = self.reports.get_mut(usize::from(at)) {
-            *entry = slot;
-            self.report_count += 1;
-        }
-        self.unreported = 0;
     }
 
     /// Gives back the tokens of the slots before `end`, as many as `done` has room for.
@@ -210,13 +186,12 @@ impl IntelTransmit {
     fn describe(&mut self, iova: u64, part: u32, manner: Manner, end: bool) -> Last {
         let slot = self.tail;
         let index = 2 * usize::from(slot);
-        self.unreported += 1;
-        let report = end && self.unreported >= REPORT_EVERY;
+        let report = self.reports.filled() && end;
         let word = manner.word(part, end);
         self.ring.store(index, iova);
         self.ring.store(index + 1, if report { reporting(word) } else { word });
         if report {
-            self.expect_report(slot);
+            self.reports.expect(slot);
         }
         self.tail = (slot + 1) & MASK;
         Last { slot, word }
@@ -268,7 +243,7 @@ impl IntelTransmit {
                 for (at, word) in (index..).zip(context.words(slot)) {
                     self.ring.store(at, word);
                 }
-                self.unreported += 1;
+                self.reports.filled();
                 self.tail = (self.tail + 1) & MASK;
                 slot
             }
@@ -420,26 +395,30 @@ impl IntelTransmit {
         self.place(frame, segments, in_place, Some(&task), headers)
     }
 
-    /// Lets the device have what was filled.
+    /// Lets the device have what was filled, up to `last`; `waited` tells whether somebody waits for its end.
     #[inline]
-    fn ring_doorbell(&mut self) {
+    fn ring_doorbell(&mut self, last: Last, waited: bool) {
+        if self.reports.is_wanted(waited) {
+            self.ring.store(2 * usize::from(last.slot) + 1, reporting(last.word));
+            self.reports.expect(last.slot);
+        }
         fence(Ordering::Release);
         self.registers.write(self.tail_register, u32::from(self.tail));
     }
 
     fn transmit_copies(&mut self, frames: Frames<'_>) -> Accepted {
-        let start = self.tail;
         let mut accepted = 0;
+        let mut last = None;
         for (frame, segments) in frames.iter() {
             match self.send(frame, segments, false) {
-                Sent::Filled(_) => {}
+                Sent::Filled(sent) => last = Some(sent),
                 Sent::NoRoom => break,
                 Sent::Impossible => drop(self.counters.errors.fetch_add(1, Ordering::Relaxed)),
             }
             accepted += 1;
         }
-        if self.tail != start {
-            self.ring_doorbell();
+        if let Some(last) = last {
+            self.ring_doorbell(last, false);
         }
         Accepted::Copied(accepted)
     }
@@ -458,13 +437,9 @@ impl IntelTransmit {
             }
             accepted += 1;
         }
-        if let Some(Last { slot, word }) = last {
-            // The guest waits for its memory: the last frame of a burst always reports.
-            if self.unreported > 0 {
-                self.ring.store(2 * usize::from(slot) + 1, reporting(word));
-                self.expect_report(slot);
-            }
-            self.ring_doorbell();
+        if let Some(last) = last {
+            // The guest waits for its memory.
+            self.ring_doorbell(last, true);
         }
         Accepted::Borrowed(accepted)
     }
@@ -472,7 +447,13 @@ impl IntelTransmit {
 
 impl TransmitQueue for IntelTransmit {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { checksum: true, tcp_v4: true, tcp_v6: true, ecn: true, udp: false, by_header: true }
+        let limits = Limits {
+            headers: LONGEST_HEADERS,
+            cut: LONGEST_CUT,
+            segment_frame: self.max_frame,
+            ..Limits::NONE
+        };
+        Capabilities { udp: false, by_header: true, limits, ..Capabilities::ALL }
     }
 
     #[inline]
@@ -492,6 +473,10 @@ impl TransmitQueue for IntelTransmit {
         self.give_back(self.clean, done);
     }
 
+    fn progress(&self) -> Option<Arc<Progress>> {
+        Some(self.reports.progress())
+    }
+
     #[inline]
     fn outstanding(&self) -> usize {
         self.borrowed
@@ -507,11 +492,13 @@ impl TransmitQueue for IntelTransmit {
             let quiet = pair::disable(&*self.registers, std::iter::once(control));
             // What a guest gets back it writes to: the device must not read it any more.
             if let (false, Some(function)) = (quiet, &self.function)
-                && let Err(cause) = function.set_bus_master(false)
+                && let Err(cause) = function.set_bus_master(false).or_else(|_| function.reset())
             {
+                // It has left, then.
                 tracing::debug!(%cause, "a queue that does not stop is not kept from the bus");
             }
-            (self.clean, self.report_count) = (self.tail, 0);
+            self.clean = self.tail;
+            self.reports.forget();
         }
         self.give_back(self.clean, done);
     }

@@ -1,6 +1,7 @@
 //! The transmit ring against a double of the device.
 
 use super::*;
+use crate::device::DeviceError;
 use crate::frame::{Burst, Token};
 use crate::igbvf::double::Double;
 use crate::igbvf::registers::{RINGS, RINGS_82576};
@@ -9,9 +10,14 @@ use crate::intel::family::ENABLE;
 use crate::memory::dma::DmaMemory;
 use crate::memory::dma::tests::{FakeMap, OFFSET};
 use crate::memory::guest::tests::Pages;
+use crate::memory::{DmaAccess, DmaMap};
+use crate::offload::limits::tests as limits;
 use crate::offload::{Checksum, Offload};
+use crate::registers::Caching;
 use proptest::prelude::*;
+use std::io;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicBool;
 
 const TDT: u32 = RINGS_82576.transmit_at(0, ring::TAIL);
 const TXDCTL: u32 = RINGS_82576.transmit_at(0, ring::CONTROL);
@@ -173,12 +179,22 @@ fn at_full_bursts_a_frame_costs_no_read_and_a_32nd_of_a_write() {
 }
 
 #[test]
-fn copied_frames_ask_for_a_report_every_32_descriptors_however_short_the_bursts() {
+fn copied_frames_ask_for_a_report_every_32_descriptors_while_one_is_awaited() {
     let (mut queue, mut ring) = queue();
     for _ in 0..320 {
         assert_eq!(queue.transmit(burst(&mut [vec![vec![1; 64]]]).frames()), Accepted::Copied(1));
     }
     assert_eq!((ring.send().len(), ring.reports), (320, 10));
+}
+
+#[test]
+fn as_long_as_the_device_has_frames_one_of_them_will_report() {
+    let (mut queue, mut ring) = queue();
+    for n in 1..=5 {
+        assert_eq!(queue.transmit(burst(&mut [vec![vec![1; 64]]]).frames()), Accepted::Copied(1));
+        ring.send();
+        assert_eq!(ring.reports, n);
+    }
 }
 
 #[test]
@@ -273,6 +289,81 @@ fn borrowed_frames_come_back_from_a_device_that_sends_nothing() {
     assert_eq!(ring.double.read(TXDCTL), TXDCTL_THRESHOLDS);
     assert!(reclaimed(&mut queue).is_empty(), "once");
     assert_eq!(queue.transmit(burst.frames()), Accepted::Copied(0));
+}
+
+/// A device that does not switch its queue off, and the function that it is.
+#[derive(Debug)]
+struct Stuck {
+    double: Arc<Double>,
+    /// It may master the bus.
+    master: AtomicBool,
+    /// Its configuration space cannot be written.
+    refuses: bool,
+    resets: AtomicU64,
+}
+
+impl Registers for Stuck {
+    fn read(&self, offset: u32) -> u32 {
+        if offset == TXDCTL { ENABLE } else { self.double.read(offset) }
+    }
+
+    fn write(&self, offset: u32, value: u32) {
+        self.double.write(offset, value);
+    }
+}
+
+impl DmaMap for Stuck {
+    unsafe fn map(&self, _: *mut u8, _: usize, _: usize, _: DmaAccess) -> Result<u64, DeviceError> {
+        Err(DeviceError::Unsupported("no memory is mapped here".to_owned()))
+    }
+
+    fn unmap(&self, _: u64, _: usize) {}
+}
+
+impl PciFunction for Stuck {
+    fn reset(&self) -> io::Result<()> {
+        self.resets.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn set_bus_master(&self, on: bool) -> io::Result<()> {
+        if self.refuses {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.master.store(on, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn bar(self: Arc<Self>, _: u8, _: u64, _: usize, _: Caching) -> Result<Arc<dyn Registers>, DeviceError> {
+        Ok(self)
+    }
+
+    fn shares_address_space(&self) -> bool {
+        false
+    }
+
+    fn removal_requested(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_guest_gets_memory_back_only_from_a_device_that_cannot_read_it_any_more() {
+    for refuses in [false, true] {
+        let (mut queue, ring, pages) = reaching_queue(2);
+        let (double, master) = (Arc::clone(&ring.double), AtomicBool::new(true));
+        let stuck = Arc::new(Stuck { double, master, refuses, resets: AtomicU64::new(0) });
+        queue.registers = Arc::clone(&stuck) as Arc<dyn Registers>;
+        let mut queue = queue.of(Arc::clone(&stuck) as Arc<dyn PciFunction>);
+        let mut burst = Burst::new();
+        assert!(burst.push(pages.segment(4096, 64), Token(7)));
+        assert_eq!(queue.transmit(burst.frames()), Accepted::Borrowed(1));
+        let mut done = Completions::new();
+        queue.abort(&mut done);
+        assert_eq!(done[..], [Token(7)]);
+        let kept_off = (!stuck.master.load(Ordering::Relaxed), stuck.resets.load(Ordering::Relaxed));
+        assert_eq!(kept_off, (!refuses, u64::from(refuses)));
+    }
 }
 
 #[test]
@@ -462,6 +553,22 @@ fn burst_with(pieces: &[Segment], offload: Offload) -> Burst {
 fn whole(bytes: &mut [u8]) -> Segment {
     // SAFETY: the tests keep the bytes while the segment is used.
     unsafe { Segment::new(NonNull::new(bytes.as_mut_ptr()).unwrap(), bytes.len() as u32) }
+}
+
+#[test]
+fn all_within_its_limits_is_sent_and_what_lies_outside_is_not() {
+    let (inside, outside) = limits::edges(&queue().0.capabilities().limits);
+    for (sent, frames) in [(true, inside), (false, outside)] {
+        for (mut frame, offload) in frames {
+            let (mut queue, ring) = queue();
+            assert_eq!(
+                queue.transmit(burst_with(&[whole(&mut frame)], offload).frames()),
+                Accepted::Copied(1)
+            );
+            let refused = ring.counters.errors.load(Ordering::Relaxed);
+            assert_eq!((queue.tail > 0, refused), (sent, u64::from(!sent)), "{offload:?}");
+        }
+    }
 }
 
 #[test]

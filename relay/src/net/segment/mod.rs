@@ -71,7 +71,8 @@ impl Work {
     /// Looks at a frame that leaves `offload` to a taker who has `capabilities`, and says why if it is to be dropped.
     ///
     /// A frame that the taker covers can be worked on too: it comes out with private, checked headers and an exact
-    /// [`header_length`](Offload::header_length), as a taker needs it that reads headers itself.
+    /// [`header_length`](Offload::header_length), as a taker needs it that reads headers itself. What lies outside the taker's
+    /// [`limits`](Capabilities::limits) is done here.
     pub fn begin(
         segments: &[Segment],
         offload: &Offload,
@@ -94,16 +95,22 @@ impl Work {
             let cut = Cut::of(seen, len, offload)?;
             let header_length = cut.header() as u16;
             let offset = (cut.checksum_at() - cut.transport()) as u16;
-            let checksum = match capabilities.checksum {
+            let limits = &capabilities.limits;
+            let sums = capabilities.checksum && header_length <= limits.headers;
+            let checksum = match sums {
                 true => Checksum::Partial { start: cut.transport() as u16, offset },
                 false => Checksum::Unknown,
             };
-            if covered && !capabilities.by_header {
+            // One segment needs no cut, and NICs want no frame to be cut that is filled up to the shortest length.
+            let whole = len - u32::from(header_length) <= u32::from(offload.segment_size);
+            if covered && !capabilities.by_header && limits.allow_cut(len, offload.segment_size) {
                 (Job::Pass, cut.header(), Offload { header_length, ..*offload }, u32::MAX)
-            } else if covered && capabilities.checksum {
-                // What is cut by header has its checksum where the header says. One segment needs no cut, and NICs want no
-                // frame to be cut that is filled up to the shortest length.
-                let whole = len - u32::from(header_length) <= u32::from(offload.segment_size);
+            } else if covered
+                && capabilities.by_header
+                && sums
+                && (whole || limits.allow_cut_behind(header_length, len, offload.segment_size))
+            {
+                // What is cut by header has its checksum where the header says.
                 let left = match whole {
                     true => Offload { checksum, header_length, ..Offload::NONE },
                     false => Offload { checksum, header_length, ..*offload },
@@ -111,7 +118,7 @@ impl Work {
                 (Job::Pass, cut.header(), left, u32::MAX)
             } else {
                 let left = Offload { checksum, header_length, ..Offload::NONE };
-                let job = Job::Cut { cut, fill: !capabilities.checksum };
+                let job = Job::Cut { cut, fill: !sums };
                 (job, cut.header(), left, u32::from(offload.segment_size))
             }
         } else {
@@ -123,7 +130,9 @@ impl Work {
                     }
                     match (covered, capabilities.by_header.then(|| Layers::of(seen, offload))) {
                         (true, None) => (Job::Pass, field + 2, *offload),
-                        (true, Some(Some(layers))) => {
+                        (true, Some(Some(layers)))
+                            if layers.headers() <= usize::from(capabilities.limits.headers) =>
+                        {
                             let header_length = layers.headers() as u16;
                             (Job::Pass, layers.headers(), Offload { header_length, ..*offload })
                         }
@@ -148,6 +157,14 @@ impl Work {
             from: Cursor::at(segments, payload_at as u32),
             finished: false,
         })
+    }
+
+    /// Bytes of the longest frame that comes of it and is not to be cut any more; 0 where the taker cuts.
+    pub fn longest(&self) -> u32 {
+        match self.offload.segmentation {
+            Segmentation::None => self.payload_at as u32 + self.payload.min(self.size),
+            _ => 0,
+        }
     }
 
     /// Whether one frame comes of it, the same one with its headers in memory of ours.

@@ -337,7 +337,7 @@ impl Ena {
                     (5, llq.entries.into()),
                     (6, 0b0011),
                     (7, 0b11),
-                    (8, 1 | 1 << 8),
+                    (8, 1 | u32::from(llq.recommended) << 8),
                     (9, halves(flags, llq.burst)),
                 ])
             }

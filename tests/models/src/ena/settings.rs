@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct Llq {
     /// Sizes of an entry: 1 is 128 bytes, 2 is 192, 4 is 256, together in any way.
     pub entries: u16,
+    /// The size that it recommends; 0 for none.
+    pub recommended: u16,
     /// Entries of a queue.
     pub depth: u16,
     /// Meta descriptors are not remembered.
@@ -85,7 +87,7 @@ impl Settings {
             pairs: 4,
             direct_reads: false,
             tells_directions_apart: true,
-            llq: Some(Llq { entries: 1, depth: 512, meta_always: false, burst: 0 }),
+            llq: Some(Llq { entries: 1, recommended: 1, depth: 512, meta_always: false, burst: 0 }),
             transmit_offloads: 0b0011_1111,
             receive_offloads: 0b1111,
             rss: true,
@@ -98,7 +100,7 @@ impl Settings {
     /// The newest: remembers nothing, takes a bounded burst, cuts all TCP, promises that reserved bits are 0.
     pub fn newest() -> Self {
         Self {
-            llq: Some(Llq { entries: 5, depth: 512, meta_always: true, burst: 1024 }),
+            llq: Some(Llq { entries: 5, recommended: 1, depth: 512, meta_always: true, burst: 1024 }),
             llq_mandatory: true,
             transmit_offloads: 0b1111_1111,
             capabilities: 0b1_0101,

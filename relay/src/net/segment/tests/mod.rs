@@ -4,6 +4,7 @@ mod oracle;
 
 use std::ptr::NonNull;
 
+use pmd::Limits;
 use pmd::frame::BURST_FRAMES;
 use proptest::prelude::*;
 
@@ -323,14 +324,29 @@ fn offloads() -> impl Strategy<Value = Offload> {
         })
 }
 
+/// Limits that exclude much and allow some.
+fn limits() -> impl Strategy<Value = Limits> {
+    let narrow = (40u16..160, 0u32..6000, 0u16..300, 0u16..2000, 60u32..2200).prop_map(
+        |(headers, cut, least, range, segment_frame)| Limits {
+            headers,
+            cut,
+            segment: (least, least + range),
+            segment_frame,
+        },
+    );
+    prop_oneof![Just(Limits::NONE), narrow]
+}
+
 fn capabilities() -> impl Strategy<Value = Capabilities> {
-    any::<[bool; 6]>().prop_map(|[checksum, tcp_v4, tcp_v6, ecn, udp, by_header]| Capabilities {
+    let bools = any::<[bool; 6]>();
+    (bools, limits()).prop_map(|([checksum, tcp_v4, tcp_v6, ecn, udp, by_header], limits)| Capabilities {
         checksum,
         tcp_v4,
         tcp_v6,
         ecn,
         udp,
         by_header,
+        limits,
     })
 }
 
@@ -371,9 +387,17 @@ proptest! {
             let total: usize = frames.iter().map(|(frame, _)| frame.len()).sum();
             prop_assert!(total <= bytes.len() + (frames.len() - 1) * LOOKED_AT);
             prop_assert!(frames.iter().all(|(_, left)| capabilities.cover(left)));
+            let limits = capabilities.limits;
+            for (frame, left) in frames.iter().filter(|(_, left)| left.segmentation != Segmentation::None) {
+                prop_assert!(limits.allow_cut(frame.len() as u32, left.segment_size), "outside {limits:?}");
+                let behind =
+                    limits.allow_cut_behind(left.header_length, frame.len() as u32, left.segment_size);
+                prop_assert!(!capabilities.by_header || behind, "outside {limits:?}");
+            }
             for (frame, left) in frames.iter().filter(|(_, left)| capabilities.by_header && !left.is_done()) {
                 let layers = Layers::of(&frame[..frame.len().min(LOOKED_AT)], left);
                 prop_assert_eq!(layers.map(|layers| layers.headers()), Some(usize::from(left.header_length)));
+                prop_assert!(left.header_length <= limits.headers);
                 let one_segment = usize::from(left.header_length) + usize::from(left.segment_size);
                 prop_assert!(left.segmentation == Segmentation::None || frame.len() > one_segment);
             }
