@@ -23,12 +23,27 @@ pub(super) struct Events {
     /// Events told so far.
     count: u16,
     pub last_keep_alive: Option<Instant>,
+    /// There were events that the driver had not given back when it reset the device. Linux's driver may give them back
+    /// still: its handler runs until the reset is over.
+    pub are_late: bool,
+}
+
+impl Events {
+    /// What is left after a reset.
+    pub fn after_reset(&self) -> Self {
+        let depth = self.caps as u16;
+        let are_late = self.head.is_some_and(|head| head != self.count.wrapping_add(depth));
+        Self { are_late, ..Self::default() }
+    }
 }
 
 impl Ena {
     /// The driver gives entries back.
     pub(super) fn events_read(&mut self, bus: &mut Bus, head: u32) {
         let depth = self.events.caps & 0xffff;
+        if depth == 0 && std::mem::take(&mut self.events.are_late) {
+            return;
+        }
         if !depth.is_power_of_two() || self.events.caps >> 16 != ENTRY as u32 {
             return bus.broken("events are enabled without a ring of 64-byte entries");
         }
