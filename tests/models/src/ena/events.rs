@@ -103,3 +103,39 @@ impl Ena {
         self.tell(bus, KEEP_ALIVE, 0, words.as_flattened());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Settings;
+    use super::*;
+    use crate::model::Model as _;
+
+    const DEPTH: u16 = 16;
+    const CONTROL: u32 = 0x54;
+    const HEAD: u32 = 0x40;
+
+    /// Faults when events are given back twice while the device is reset, and so many of those told were not before.
+    fn faults_in_a_reset(not_given_back: u16) -> [usize; 2] {
+        let mut ena = Ena::new(Settings::newest());
+        let mut bus = Bus::new(ena.config().vectors, ena.dma_bits());
+        ena.events = Events {
+            caps: (ENTRY as u32) << 16 | u32::from(DEPTH),
+            head: Some(DEPTH),
+            count: not_given_back,
+            ..Events::default()
+        };
+        ena.write_register(&mut bus, CONTROL, 1);
+        [1, 2].map(|_| {
+            ena.write_register(&mut bus, HEAD, u32::from(DEPTH + not_given_back));
+            bus.take_faults().len()
+        })
+    }
+
+    #[test]
+    fn events_told_before_a_reset_may_be_given_back_once_while_it_lasts() {
+        let [first, second] = faults_in_a_reset(2);
+        assert_eq!(first, 0);
+        assert!(second > 0);
+        assert!(faults_in_a_reset(0)[0] > 0, "there are none to give back");
+    }
+}
