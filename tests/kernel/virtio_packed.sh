@@ -2,7 +2,7 @@
 # Linux's virtio_net drives our model of a virtio-net function, with packed rings.
 # nightly
 # expect: mac carrier ping tcp rings vlan jumbo link reload content dmesg
-# timeout: 150
+# timeout: 300
 # lab: MODEL=virtio packed event_idx
 # lab: IOMMU=none
 # lab: MEM=1024

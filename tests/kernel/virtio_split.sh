@@ -2,7 +2,7 @@
 # Linux's virtio_net drives our model of a virtio-net function, with split rings and event indices.
 # nightly
 # expect: mac carrier ping tcp rings vlan jumbo link reload content dmesg
-# timeout: 150
+# timeout: 300
 # lab: MODEL=virtio event_idx pairs=2
 # lab: IOMMU=none
 # lab: MEM=1024

@@ -28,7 +28,8 @@ load_driver() {
     done < "/mods/$1.order"
 }
 
-netdevs() { for netdev in "/sys/bus/pci/drivers/${PCI_DRIVER:-$DRIVER}"/*/net/*; do [ ! -e "$netdev" ] || basename "$netdev"; done; }
+driver_folder() { echo "/sys/bus/pci/drivers/${PCI_DRIVER:-$DRIVER}"; }
+netdevs() { for netdev in "$(driver_folder)"/*/net/*; do [ ! -e "$netdev" ] || basename "$netdev"; done; }
 has_two() { [ "$(netdevs | wc -l)" = 2 ]; }
 
 # settle: both netdevs, each in its namespace as `nic`, with addresses, up

@@ -3,7 +3,8 @@
 # kernel's driver the other at the end of the wire. In the lab, with `# lab: MODEL=...`.
 #
 #     . tests/lib/own_driver.sh
-#     meet DRIVER       reports the checks started carrier ping ping_1400 ping6 link stopped content
+#     meet DRIVER [COMMAND...]    reports the checks started carrier ping ping_1400 ping6 link stopped content, and
+#                                 begins_anew where commands to the model make our driver do that
 . tests/lib/kernel_driver.sh
 # Last: its pings are those that our driver answers.
 . tests/lab/responder.sh
@@ -13,7 +14,7 @@ bring_together() {
     local functions
     DRIVER=$1
     load_driver "$DRIVER" && within 10 has_two || return 1
-    mapfile -t functions < <(basename -a "/sys/bus/pci/drivers/$DRIVER"/0000:*)
+    mapfile -t functions < <(basename -a "$(driver_folder)"/0000:*)
     OURS=${functions[0]} THEIRS=${functions[1]}
     load_vfio
     bind_vfio "$OURS"

@@ -199,7 +199,7 @@ impl Ena {
         self.answers = 0;
         self.masked = false;
         self.admin = Admin::default();
-        self.events = Events::default();
+        self.events = self.events.after_reset();
         self.mtu = 1500;
         self.layout = None;
         self.submissions.iter_mut().for_each(|queue| *queue = None);
@@ -270,7 +270,8 @@ impl Ena {
     fn write_register(&mut self, bus: &mut Bus, offset: u32, value: u32) {
         let low = |address: &mut u64| *address = *address & !0xffff_ffff | u64::from(value);
         let high = |address: &mut u64| *address = *address & 0xffff_ffff | u64::from(value) << 32;
-        if self.resetting && !matches!(offset, 0x54 | 0x5c | 0x60 | 0x64) {
+        let is_late = offset == 0x40 && self.events.are_late;
+        if self.resetting && !is_late && !matches!(offset, 0x54 | 0x5c | 0x60 | 0x64) {
             bus.broken(format!("register {offset:#x} is written in a reset"));
         }
         match offset {

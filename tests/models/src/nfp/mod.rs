@@ -242,6 +242,7 @@ impl Nfp {
         match words {
             "link down" => self.set_link(bus, false),
             "link up" => self.set_link(bus, true),
+            "reload" => self.reload(),
             "lose interrupts" => bus.lose_interrupts(true),
             "keep interrupts" => bus.lose_interrupts(false),
             _ => return false,

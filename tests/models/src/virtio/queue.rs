@@ -1,6 +1,7 @@
 //! A virtqueue, the device's side (virtio 1.3, 2.7 and 2.8): strict about what a driver may write when.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{Ordering, fence};
 
 use super::features::{EVENT_IDX, IN_ORDER, RING_PACKED, Taken};
 use super::wrong::Wrong;
@@ -366,6 +367,8 @@ impl Queue {
     }
 
     fn interrupt(&mut self, bus: &mut Bus, old: (u16, bool)) {
+        // A driver that looked before it could see what came back has said by then that it wants to be told.
+        fence(Ordering::SeqCst);
         let event_idx = self.taken.has(EVENT_IDX);
         let area = self.areas[1];
         let wanted = if self.packed() {

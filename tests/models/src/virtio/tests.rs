@@ -202,3 +202,13 @@ fn headers_ask_only_for_what_was_agreed_on() {
         driver.blamed(words);
     }
 }
+
+#[test]
+fn after_a_reset_a_vector_may_be_let_go_of_and_nothing_else() {
+    let driver = ByHand::running();
+    driver.status(0);
+    driver.bar.write16(0x1a, NO_VECTOR);
+    assert_eq!(driver.faults(), Vec::<String>::new());
+    driver.bar.write16(0x1a, 0);
+    driver.blamed("is written in status");
+}
