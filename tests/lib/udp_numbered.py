@@ -32,7 +32,7 @@ else:
         peer.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         peer.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
         peer.bind(("", int(where[0])))
-        peer.settimeout(60)
+        peer.settimeout(120)
         print("ready", flush=True)
         for number, datagram in enumerate(datagrams(int(count))):
             try:
