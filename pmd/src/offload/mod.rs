@@ -124,11 +124,9 @@ impl Capabilities {
     /// Whether nothing has to be looked at before a frame of `len` bytes with `offload` is handed over.
     #[inline]
     pub fn take_as_is(&self, offload: &Offload, len: u32) -> bool {
-        self.cover(offload)
-            && (offload.is_done()
-                || (!self.by_header
-                    && (offload.segmentation == Segmentation::None
-                        || self.limits.allow_cut(len, offload.segment_size))))
+        let is_within =
+            || offload.segmentation == Segmentation::None || self.limits.allow_cut(len, offload.segment_size);
+        offload.is_done() || (self.cover(offload) && !self.by_header && is_within())
     }
 }
 
