@@ -10,7 +10,7 @@ use models::exam::{Exam, RECOVERY, numbered};
 use models::guest::Guest;
 use models::igbvf::{Igbvf as Model, Wrong};
 use models::packets::{Ip, Transport, packet, partial};
-use models::{Bus, Fault, InProcess, Stall};
+use models::{Bus, Fault, InProcess, Model as _, Size, Stall};
 use pmd::igbvf::{IDS, Igbvf, Patience, Setup};
 use pmd::pci::PciFunction;
 use pmd::vf::{Place, Vf, Wishes};
@@ -302,6 +302,24 @@ fn a_sleeper_is_woken_once_by_its_own_queue() {
         exam.rings(queue);
     }
     exam.no_faults();
+}
+
+#[test]
+fn a_sleeper_is_woken_where_linux_had_the_vf_before_and_the_device_adds_its_vectors_to_ours() {
+    for number in 0..7 {
+        let mut exam = Exam::start(Model::of_port(number), |function| {
+            function.with(|model, bus| {
+                // What Linux's driver writes to IVAR: vector 1 for what is received, vector 0 for what is sent.
+                model.write(bus, 0, 0x1700, Size::Word, 0x8081);
+                model.reset(bus);
+            });
+            open(function, 0, Wishes::default())
+        });
+        assert_eq!(exam.queues().receive[0].arm(), Armed::Rings);
+        exam.function.arrive(numbered(1, 100));
+        assert!(exam.rings(0), "VF {number}");
+        exam.no_faults();
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub use mailbox::Pf;
 use interrupts::Interrupts;
 use mailbox::Mailbox;
 use receive::Receive;
+use ring::Switch;
 use transmit::Transmit;
 
 use crate::bus::Bus;
@@ -94,6 +95,9 @@ pub struct Igbvf {
     pub damage: u32,
     /// The device does not look at its transmit rings.
     pub stalled: bool,
+    /// It takes what Linux's driver does, which works, but is not to the letter: transmit queues whose WTHRESH is 0, against the
+    /// specification update, and contexts that do not say IPV4 where nothing but the checksum of TCP or UDP is asked for.
+    pub lenient: bool,
     mailbox: Mailbox,
     interrupts: Interrupts,
     receive: [Receive; PAIRS],
@@ -108,6 +112,7 @@ impl Default for Igbvf {
             counted: Counted::default(),
             damage: 0,
             stalled: false,
+            lenient: false,
             mailbox: Mailbox::default(),
             interrupts: Interrupts::default(),
             receive: std::array::from_fn(|_| Receive::default()),
@@ -122,10 +127,15 @@ impl Igbvf {
         Self { wrong: Some(wrong), ..Self::default() }
     }
 
+    /// One whose vectors are where QEMU's 82576 has those of VF `number`, and are forgotten as little.
+    pub fn of_port(number: u32) -> Self {
+        Self { interrupts: Interrupts::of_port(22 - 3 * number), ..Self::default() }
+    }
+
     fn stop(&mut self) {
         self.receive = std::array::from_fn(|_| Receive::default());
         self.transmit = std::array::from_fn(|_| Transmit::default());
-        self.interrupts = Interrupts::default();
+        self.interrupts.reset();
     }
 
     /// The PF begins to reset itself, and all VFs with it.
@@ -150,7 +160,7 @@ impl Igbvf {
     }
 
     /// Does what a script says: `link down`, `link up`, `pf reset`, `pf back`; whether it knows that.
-    pub fn command(&mut self, _: &mut Bus, words: &str) -> bool {
+    pub fn command(&mut self, bus: &mut Bus, words: &str) -> bool {
         match words {
             "link down" | "link up" => {
                 self.pf.link = words == "link up";
@@ -160,6 +170,7 @@ impl Igbvf {
             "pf back" => self.pf_comes_back(),
             _ => return false,
         }
+        self.interrupts.mail(bus);
         true
     }
 
@@ -179,10 +190,15 @@ impl Igbvf {
     }
 }
 
-/// Two VFs, whose addresses end in 1 and 2; they have no options.
+/// Two VFs, whose addresses end in 1 and 2; with `lenient` they are [so](Igbvf::lenient).
 pub fn pair(words: &[&str]) -> Option<[Igbvf; 2]> {
+    let lenient = match words {
+        [] => false,
+        ["lenient"] => true,
+        _ => return None,
+    };
     let with = |last| Pf { mac: Some([0x52, 0x54, 0, 0, 0, last]), ..Pf::default() };
-    words.is_empty().then(|| [1, 2].map(|last| Igbvf { pf: with(last), ..Igbvf::default() }))
+    Some([1, 2].map(|last| Igbvf { pf: with(last), lenient, ..Igbvf::default() }))
 }
 
 /// The queue and the register of an offset among the rings' registers that begin at `first`.
@@ -212,7 +228,7 @@ impl Model for Igbvf {
                 self.receive[queue].read(bus, register)
             }
             0x3800.. if let Some((queue, register)) = queue_of(offset, 0x3800) => {
-                self.transmit[queue].ring.read(bus, register)
+                self.transmit[queue].read(bus, register)
             }
             _ => {
                 bus.fault(Fault::Access { bar, offset, size: 4, write: false });
@@ -234,15 +250,20 @@ impl Model for Igbvf {
                 self.pf.forget();
             }
             CTRL => {}
-            _ if Mailbox::has(offset) => self.mailbox.write(bus, offset, value, &mut self.pf, self.wrong),
+            _ if Mailbox::has(offset) => {
+                if self.mailbox.write(bus, offset, value, &mut self.pf, self.wrong) {
+                    self.interrupts.mail(bus);
+                }
+            }
             _ if Interrupts::has(offset) => self.interrupts.write(bus, offset, value),
             0x2800.. if let Some((queue, register)) = queue_of(offset, 0x2800) => {
                 let never = self.wrong == Some(Wrong::NeverEnabled);
-                self.receive[queue].write(bus, register, value, never);
+                self.receive[queue].write(bus, register, value, Switch { never, lenient: false });
             }
             0x3800.. if let Some((queue, register)) = queue_of(offset, 0x3800) => {
                 let never = self.wrong == Some(Wrong::NeverEnabled);
-                self.transmit[queue].ring.write(bus, register, value, never);
+                let lenient = self.lenient;
+                self.transmit[queue].write(bus, register, value, Switch { never, lenient });
             }
             _ => bus.fault(fault),
         }
@@ -251,7 +272,7 @@ impl Model for Igbvf {
     fn poll(&mut self, bus: &mut Bus) {
         if !self.stalled {
             for queue in 0..PAIRS {
-                if self.transmit[queue].run(bus, &mut self.counted, self.wrong) {
+                if self.transmit[queue].run(bus, &mut self.counted, self.wrong, self.lenient) {
                     self.interrupts.transmitted(bus, queue);
                 }
             }
