@@ -1,4 +1,4 @@
-//! A VF of Intel's 82576 with the PF behind it, from the 82576 data sheet: chapters 7.1 and 7.2 (descriptors), 7.10 (virtual
+//! A VF of Intel's 82576 or I350 with the PF behind it, from the 82576 data sheet: chapters 7.1 and 7.2 (descriptors), 7.10 (virtual
 //! functions), 8.14 (registers of the VF); messages of the mailbox as Linux's PF driver answers them.
 //!
 //! ```text
@@ -98,6 +98,9 @@ pub struct Igbvf {
     /// It takes what Linux's driver does, which works, but is not to the letter: transmit queues whose WTHRESH is 0, against the
     /// specification update, and contexts that do not say IPV4 where nothing but the checksum of TCP or UDP is asked for.
     pub lenient: bool,
+    /// It is one of an I350, with one queue pair, and all that arrives was sent by another function of its port: the tag that is
+    /// taken off then has its bytes swapped.
+    i350: bool,
     mailbox: Mailbox,
     interrupts: Interrupts,
     receive: [Receive; PAIRS],
@@ -113,6 +116,7 @@ impl Default for Igbvf {
             damage: 0,
             stalled: false,
             lenient: false,
+            i350: false,
             mailbox: Mailbox::default(),
             interrupts: Interrupts::default(),
             receive: std::array::from_fn(|_| Receive::default()),
@@ -125,6 +129,11 @@ impl Igbvf {
     /// One that is wrong in one way.
     pub fn wrong(wrong: Wrong) -> Self {
         Self { wrong: Some(wrong), ..Self::default() }
+    }
+
+    /// The VF of an I350, beside another one of the same port.
+    pub fn i350() -> Self {
+        Self { i350: true, ..Self::default() }
     }
 
     /// One whose vectors are where QEMU's 82576 has those of VF `number`, and are forgotten as little.
@@ -184,33 +193,34 @@ impl Igbvf {
         self.receive[queue].ring.is_enabled()
     }
 
+    /// The queue and the register of an offset among the rings' registers that begin at `first`.
+    fn queue_of(&self, offset: u64, first: u64) -> Option<(usize, u64)> {
+        let within = offset.checked_sub(first)?;
+        let queue = (within >> 8) as usize;
+        let pairs = if self.i350 { 1 } else { PAIRS };
+        (queue < pairs).then_some((queue, within & 0xff))
+    }
+
     fn status(&self) -> u32 {
         // Full duplex, 1000 Mbit/s.
         1 | 2 << 6 | if self.pf.link { 1 << 1 } else { 0 }
     }
 }
 
-/// Two VFs, whose addresses end in 1 and 2; with `lenient` they are [so](Igbvf::lenient).
+/// Two VFs, whose addresses end in 1 and 2; with `lenient` they are [so](Igbvf::lenient), with `i350` those of an I350.
 pub fn pair(words: &[&str]) -> Option<[Igbvf; 2]> {
-    let lenient = match words {
-        [] => false,
-        ["lenient"] => true,
-        _ => return None,
-    };
+    let [lenient, i350] = ["lenient", "i350"].map(|word| words.contains(&word));
+    if words.len() != usize::from(lenient) + usize::from(i350) {
+        return None;
+    }
     let with = |last| Pf { mac: Some([0x52, 0x54, 0, 0, 0, last]), ..Pf::default() };
-    Some([1, 2].map(|last| Igbvf { pf: with(last), lenient, ..Igbvf::default() }))
-}
-
-/// The queue and the register of an offset among the rings' registers that begin at `first`.
-fn queue_of(offset: u64, first: u64) -> Option<(usize, u64)> {
-    let within = offset.checked_sub(first)?;
-    let queue = (within >> 8) as usize;
-    (queue < PAIRS).then_some((queue, within & 0xff))
+    Some([1, 2].map(|last| Igbvf { pf: with(last), lenient, i350, ..Igbvf::default() }))
 }
 
 impl Model for Igbvf {
     fn config(&self) -> Config {
-        Config::ethernet((0x8086, 0x10ca), [0x4000, 0, 0, 0, 0x4000, 0], 3, 4, 0)
+        let device = if self.i350 { 0x1520 } else { 0x10ca };
+        Config::ethernet((0x8086, device), [0x4000, 0, 0, 0, 0x4000, 0], 3, 4, 0)
     }
 
     fn read(&mut self, bus: &mut Bus, bar: u8, offset: u64, size: Size) -> u64 {
@@ -224,10 +234,10 @@ impl Model for Igbvf {
             COUNTERS..COUNTERS_END => self.counted.at(offset),
             _ if Mailbox::has(offset) => self.mailbox.read(bus, offset),
             _ if Interrupts::has(offset) => self.interrupts.read(offset),
-            0x2800.. if let Some((queue, register)) = queue_of(offset, 0x2800) => {
+            0x2800.. if let Some((queue, register)) = self.queue_of(offset, 0x2800) => {
                 self.receive[queue].read(bus, register)
             }
-            0x3800.. if let Some((queue, register)) = queue_of(offset, 0x3800) => {
+            0x3800.. if let Some((queue, register)) = self.queue_of(offset, 0x3800) => {
                 self.transmit[queue].read(bus, register)
             }
             _ => {
@@ -256,11 +266,11 @@ impl Model for Igbvf {
                 }
             }
             _ if Interrupts::has(offset) => self.interrupts.write(bus, offset, value),
-            0x2800.. if let Some((queue, register)) = queue_of(offset, 0x2800) => {
+            0x2800.. if let Some((queue, register)) = self.queue_of(offset, 0x2800) => {
                 let never = self.wrong == Some(Wrong::NeverEnabled);
                 self.receive[queue].write(bus, register, value, Switch { never, lenient: false });
             }
-            0x3800.. if let Some((queue, register)) = queue_of(offset, 0x3800) => {
+            0x3800.. if let Some((queue, register)) = self.queue_of(offset, 0x3800) => {
                 let never = self.wrong == Some(Wrong::NeverEnabled);
                 let lenient = self.lenient;
                 self.transmit[queue].write(bus, register, value, Switch { never, lenient });

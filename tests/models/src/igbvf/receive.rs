@@ -13,12 +13,13 @@ const SRRCTL_BITS: u32 = 0x7f | 0xf << 8 | 0x1f << 20 | 7 << 25 | 1 << 31;
 const ONE_BUFFER: u32 = 1;
 const SPLIT: u32 = 5;
 
-/// Descriptor, status: DD, EOP, VP, L4CS, IPCS.
+/// Descriptor, status: DD, EOP, VP, L4CS, IPCS; and LB of the I350: another function of the port has sent it.
 const DONE: u64 = 1;
 const END: u64 = 1 << 1;
 const TAGGED: u64 = 1 << 3;
 const L4_SEEN: u64 = 1 << 5;
 const IP_SEEN: u64 = 1 << 6;
+const LOOPED: u64 = 1 << 18;
 /// Descriptor, errors: L4E, IPE.
 const L4_WRONG: u64 = 1 << 29;
 const IP_WRONG: u64 = 1 << 30;
@@ -176,7 +177,10 @@ impl Igbvf {
         }
         let (mut tag, bytes) = (0, frame.len());
         if self.pf.strips_tags && frame[12..14] == [0x81, 0] {
-            tag = u64::from(frame[14]) << 8 | u64::from(frame[15]);
+            tag = u16::from_be_bytes([frame[14], frame[15]]);
+            if self.i350 {
+                tag = tag.swap_bytes();
+            }
             frame.drain(12..16);
         }
         let needed = self.receive[queue].needed(frame.len());
@@ -187,8 +191,9 @@ impl Igbvf {
             return;
         }
         let tagged = if bytes == frame.len() { 0 } else { TAGGED };
+        let looped = if self.i350 { LOOPED } else { 0 };
         let first = seen.kind | u64::from(hash) << 32;
-        self.fill(bus, queue, &frame, [first, seen.status | tagged | tag << 48]);
+        self.fill(bus, queue, &frame, [first, seen.status | tagged | looped | u64::from(tag) << 48]);
         let counted = &mut self.counted;
         counted.received.0 = counted.received.0.wrapping_add(1);
         counted.received.1 = counted.received.1.wrapping_add(bytes as u32 + 4);
