@@ -12,6 +12,8 @@
 //! they are. A lane of which something does not ring (a ring without kick descriptor, a device without interrupt, frames
 //! that wait for a time to pass) dozes.
 //!
+//! Now and then, whoever sleeps is looked at all the same: a device can lose an interrupt.
+//!
 //! What was asked for holds until the bell rings. Whoever was woken asks and looks again before it sleeps on, even if it
 //! found nothing to forward: its step may have gone past what the others were asked to ring at.
 
@@ -111,6 +113,14 @@ impl<T: Rests> Roster<T> {
             self.awake.push(thing);
         } else if let Some(at) = self.dozing.iter().position(|thing| thing.name() == *name) {
             self.awake.push(self.dozing.swap_remove(at));
+        }
+    }
+
+    /// Everybody who sleeps gets one more look, as if its bell had rung: a bell that was lost delays frames, and no more.
+    pub fn stir(&mut self) {
+        for (_, mut thing) in self.asleep.drain(..) {
+            thing.rest().armed = Some(Armed::Ready);
+            self.awake.push(thing);
         }
     }
 
@@ -270,6 +280,22 @@ mod tests {
         roster.settle(later);
         assert_eq!(places(&roster), [0, 0, 1], "a bell for nothing keeps nobody awake");
         assert!(roster.asleep[0].1.asked, "but it was asked for another one");
+    }
+
+    #[test]
+    fn who_sleeps_is_stirred_for_one_look() {
+        let (mut roster, later) = one(Armed::Rings, true);
+        roster.settle(later);
+        roster.stir();
+        assert_eq!(places(&roster), [1, 0, 0]);
+        roster.settle(later);
+        assert_eq!(places(&roster), [0, 0, 1], "nothing was there");
+        assert!(roster.asleep[0].1.asked);
+        roster.stir();
+        roster.awake()[0].worked(later);
+        assert!(!roster.awake()[0].asked);
+        roster.settle(later);
+        assert_eq!(places(&roster), [1, 0, 0], "the bell was lost");
     }
 
     #[test]

@@ -51,4 +51,14 @@ pings() {
     read -r sent received < <(sed -n 's/^\([0-9]*\) packets transmitted, \([0-9]*\) received.*/\1 \2/p' <<< "$output")
     [ "${received:-0}" -ge "$count" ] && [ $((sent - received)) -le 1 ] || { echo "$output"; return 1; }
 }
+
+# numbered ARGUMENT...: our driver on VF0 and the kernel's vf1 (FAR) send each other numbered frames, each of which arrives once,
+# in order, as it was sent
+numbered() {
+    runs=$((runs + 1))
+    timeout 200 "$TARGET/vf_numbered" "$VF0" "${FAR:-vf1}" "$@" > "$OUT/numbered.$runs.log" 2>&1 ||
+        { tail -3 "$OUT/numbered.$runs.log"; return 1; }
+    note "$(grep -o ': [0-9]* frames of .*' "$OUT/numbered.$runs.log" | cut -c 3- | paste -sd ';')"
+}
+
 answers() { ping -c 1 -W 1 "$PEER"; }

@@ -41,7 +41,8 @@ bare_host() {
     if [ -e /sys/module/igbvf ]; then rmmod igbvf; fi
 }
 
-# make_and_set: two VFs with addresses; sets VF0 and VF1; then loads igbvf, as udev would
+# make_and_set: two VFs with addresses; sets VF0 and VF1; then loads igbvf, as udev would, and VF0 is up for a while, as with
+# a manager of networks
 make_and_set() {
     check created tells "$PF has 2 VFs now, 0 before" host vfs create "$PF" 2 --up
     VF0=$(pci "$PFA" virtfn0)
@@ -49,6 +50,8 @@ make_and_set() {
     check set tells 'MAC 52:54:00:00:00:10, VLAN none, spoof check off' set_both
     modprobe igbvf
     within 20 test -d "/sys/bus/pci/devices/$VF0/net" > /dev/null
+    ip link set "$(ls "/sys/bus/pci/devices/$VF0/net")" up
+    ip link set "$(ls "/sys/bus/pci/devices/$VF0/net")" down
 }
 set_both() {
     host vfs set "$VF0" --mac 52:54:00:00:00:10 --spoofchk off && host vfs set "$VF1" --mac 52:54:00:00:00:11

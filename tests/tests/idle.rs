@@ -140,6 +140,22 @@ fn a_device_wakes_a_worker_that_sleeps() {
     }
 }
 
+/// A device that has lost an interrupt, or whose interrupts go elsewhere, delays what it has received by half a second.
+#[test]
+fn a_device_whose_bell_never_rings_is_looked_at_all_the_same() {
+    let stand = Stand::new(1);
+    let (device, bench) = Borrower::new();
+    look(&bench).bell = Some(Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap()));
+    stand.device(0, Box::new(device));
+    let mut nic = stand.connect(0, NicOptions::default()).unwrap();
+    eventually("the device runs", || stand.relay(0).status().device_state == DeviceState::Ready);
+    for number in 0..3 {
+        stand.falls_asleep();
+        look(&bench).to_receive.push_back(frame(number));
+        assert!(within(DEADLINE, || nic.receive(1, |bytes| assert_eq!(bytes, frame(number))) == 1));
+    }
+}
+
 /// Each start and stop of a ring takes several messages, which only the bell brings at once.
 #[test]
 fn a_message_wakes_a_worker_that_sleeps() {

@@ -15,6 +15,8 @@ const PAUSE: u64 = 1_000;
 /// The first sleep beside lanes that must be looked at is so much shorter than the longest; each one without work after it
 /// is twice as long.
 const FIRST_SLEEP: u32 = 20;
+/// So many timers after one round the next is due, in which those that sleep are looked at, too.
+const ROUND: u32 = 500;
 /// The longest sleep of a worker for which everything rings: the watchdog wants to see a beat.
 const BEAT: Duration = Duration::from_millis(500);
 
@@ -34,6 +36,16 @@ impl Default for Idle {
     /// Sleep, and let frames of those that do not ring wait for at most 1 ms.
     fn default() -> Self {
         Self::Adaptive { timer: Duration::from_millis(1) }
+    }
+}
+
+impl Idle {
+    /// How long a frame waits at most for which a bell should have rung, but did not: half a second by default.
+    pub(super) fn round(self) -> Duration {
+        match self {
+            Self::Adaptive { timer } => (timer * ROUND).max(BEAT),
+            Self::Poll => BEAT,
+        }
     }
 }
 

@@ -117,8 +117,13 @@ fn run(mailbox: &Mailbox, heartbeat: &Heartbeat, idle: Idle) {
     let mut turns = Turns::default();
     let mut clock = Clock::new();
     let mut next_look = clock.now();
+    let mut next_round = next_look + idle.round();
     while mailbox.attend(&mut roster) {
         let now = clock.now();
+        if now >= next_round {
+            next_round = now + idle.round();
+            roster.stir();
+        }
         let look = roster.is_quiet() || now >= next_look;
         if look {
             next_look = now + LOOK;

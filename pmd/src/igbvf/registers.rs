@@ -74,6 +74,11 @@ const RXDCTL_THRESHOLDS: u32 = 8 | 8 << 8 | WTHRESH_ONE;
 const TXDCTL_THRESHOLDS: u32 = 8 | 1 << 8 | WTHRESH_ONE;
 const WTHRESH_ONE: u32 = 1 << 16;
 
+/// The vector of receive queue 0 is the one that Linux's driver gives it, too. QEMU's 82576 adds what is written to IVAR to
+/// what an earlier driver wrote there, bit by bit, and no reset of the VF clears it: with 0 after Linux's 1, or the other way
+/// round, the sum of both is the vector of another function, and the queue never interrupts.
+const FIRST_VECTOR: u16 = 1;
+
 pub(crate) const RINGS: Family = Family {
     receive: 0x2800,
     transmit: 0x3800,
@@ -87,6 +92,7 @@ pub(crate) const RINGS: Family = Family {
     eiac: EIAC,
     eiam: EIAM,
     ivar: IVAR,
+    first_vector: FIRST_VECTOR,
     // RXE, and the bits CE, SE, SEQ and CXE that older parts set in the same field.
     damaged: 0x9700_0000,
     // IPE and L4E.

@@ -30,6 +30,8 @@ pub struct Family {
     /// The vectors of queues 0 and 1: a byte each for receive queue 0, transmit queue 0, receive queue 1, transmit queue 1.
     /// Those of further queues follow.
     pub ivar: u32,
+    /// The vector of receive queue 0; those of further queues follow.
+    pub first_vector: u16,
     /// Bits of a received descriptor's status and errors that say that the frame is damaged.
     pub damaged: u32,
     /// Bits that say that a checksum is wrong: the frame is delivered as it came.

@@ -144,25 +144,27 @@ impl Pairs<'_> {
     /// Gives the receive queues an interrupt each, as far as there are any, which stays masked until its queue asks for it.
     /// Without, a queue is polled.
     fn bells(&self, pairs: u16) -> Vec<Option<Bell>> {
-        let count = pairs.min(VECTORS);
+        let first = self.family.first_vector;
+        let count = pairs.min(VECTORS - first);
         let mut bells: Vec<Option<Bell>> = (0..pairs).map(|_| None).collect();
-        match self.function.interrupts(usize::from(count)) {
+        match self.function.interrupts(usize::from(first + count)) {
             Ok(rung) => {
-                let (vectors, count) = ((1 << count) - 1, u32::from(count));
+                let vectors = ((1 << count) - 1) << first;
                 self.registers.write(self.family.eimc, vectors);
-                for first in (0..count).step_by(2) {
-                    let entry = |queue: u32| if queue < count { IVAR_VALID | queue } else { 0 };
-                    self.registers.write(self.family.ivar + 2 * first, entry(first) | entry(first + 1) << 16);
+                for queue in (0..u32::from(count)).step_by(2) {
+                    let entry = |queue: u32| {
+                        if queue < count.into() { IVAR_VALID | (u32::from(first) + queue) } else { 0 }
+                    };
+                    self.registers.write(self.family.ivar + 2 * queue, entry(queue) | entry(queue + 1) << 16);
                 }
                 self.registers.write(self.family.eiac, vectors);
                 self.registers.write(self.family.eiam, vectors);
-                for (queue, (entry, event)) in bells.iter_mut().zip(rung).enumerate() {
-                    let vector = 1 << queue;
+                for ((vector, event), entry) in (0..).zip(rung).skip(first.into()).zip(&mut bells) {
                     *entry = Some(Bell {
                         event,
                         registers: Arc::clone(self.registers),
-                        allow: Poke::Word(self.family.eims, vector),
-                        mask: Poke::Word(self.family.eimc, vector),
+                        allow: Poke::Word(self.family.eims, 1 << vector),
+                        mask: Poke::Word(self.family.eimc, 1 << vector),
                     });
                 }
             }

@@ -106,6 +106,7 @@ pub static RINGS: Family = Family {
     eiac: VTEIAC,
     eiam: VTEIAM,
     ivar: VTIVAR,
+    first_vector: 0,
     // RXE: any error of the MAC.
     damaged: 1 << 29,
     // IPE and L4E.

@@ -10,7 +10,7 @@ use models::exam::{Exam, RECOVERY, numbered};
 use models::guest::Guest;
 use models::igbvf::{Igbvf as Model, Wrong};
 use models::packets::{Ip, Transport, packet, partial};
-use models::{Bus, Fault, InProcess, Stall};
+use models::{Bus, Fault, InProcess, Model as _, Size, Stall};
 use pmd::igbvf::{IDS, Igbvf, Patience, Setup};
 use pmd::pci::PciFunction;
 use pmd::vf::{Place, Vf, Wishes};
@@ -212,13 +212,25 @@ fn each_flow_goes_to_one_of_two_queues() {
 
 #[test]
 fn an_i350_has_one_queue_pair_and_says_so() {
-    let mut exam = Exam::start(Model::default(), |function| open(function, 1, pairs(2)));
+    let mut exam = Exam::start(Model::i350(), |function| open(function, 1, pairs(2)));
     assert_eq!((exam.queues().receive.len(), exam.queues().transmit.len()), (1, 1));
     assert!(exam.tells("of the 2 queue pairs wished for it has 1"));
-    assert!(exam.tells("is not proven on an I350; L1"));
+    assert!(exam.tells("is not proven on an I350; L2"));
     exam.sends_numbered_frames(1000, 1514);
     exam.receives_numbered_frames(1000, 1514);
     exam.fills_in_checksums();
+}
+
+#[test]
+fn the_tag_that_an_i350_takes_off_a_frame_of_its_own_port_is_put_back_right() {
+    let wishes = Wishes { vlans: vec![7, 0x123], ..Wishes::default() };
+    let mut exam = Exam::start(Model::i350(), |function| open(function, 1, wishes));
+    for (number, vlan) in [7, 0x123].into_iter().enumerate() {
+        let frame = tagged(number as u32, 100, vlan);
+        exam.function.arrive(frame.clone());
+        assert!(exam.receive(0).iter().map(|(frame, _)| frame).eq([&frame]), "{vlan}");
+    }
+    exam.no_faults();
 }
 
 #[test]
@@ -302,6 +314,24 @@ fn a_sleeper_is_woken_once_by_its_own_queue() {
         exam.rings(queue);
     }
     exam.no_faults();
+}
+
+#[test]
+fn a_sleeper_is_woken_where_linux_had_the_vf_before_and_the_device_adds_its_vectors_to_ours() {
+    for number in 0..7 {
+        let mut exam = Exam::start(Model::of_port(number), |function| {
+            function.with(|model, bus| {
+                // What Linux's driver writes to IVAR: vector 1 for what is received, vector 0 for what is sent.
+                model.write(bus, 0, 0x1700, Size::Word, 0x8081);
+                model.reset(bus);
+            });
+            open(function, 0, Wishes::default())
+        });
+        assert_eq!(exam.queues().receive[0].arm(), Armed::Rings);
+        exam.function.arrive(numbered(1, 100));
+        assert!(exam.rings(0), "VF {number}");
+        exam.no_faults();
+    }
 }
 
 #[test]

@@ -21,6 +21,11 @@ const DONE: u32 = 1 << 31;
 const REFUSED: u32 = 1 << 30;
 const CLEAR_TO_SEND: u32 = 1 << 29;
 
+/// SET_MAC, argument: takes all further addresses away.
+const FILTER_CLEAR: u32 = 1;
+/// SET_MAC, argument: adds one.
+const FILTER_ADD: u32 = 2;
+
 /// One message.
 pub type Message = [u32; 16];
 
@@ -61,6 +66,8 @@ pub(super) struct Taken {
     /// It has said that it has reset itself.
     pub ready: bool,
     pub mac: [u8; 6],
+    /// Further addresses.
+    pub more: BTreeSet<[u8; 6]>,
     pub longest: u32,
     pub unicast: bool,
     pub multicast: bool,
@@ -125,10 +132,14 @@ impl Pf {
             2 => {
                 let wanted = address(words);
                 let granted = wanted[0] & 1 == 0 && wanted != [0; 6] && !self.keeps_mac;
-                if granted {
-                    self.taken.mac = wanted;
+                match argument {
+                    0 if granted => self.taken.mac = wanted,
+                    FILTER_CLEAR => self.taken.more.clear(),
+                    FILTER_ADD if granted => _ = self.taken.more.insert(wanted),
+                    0 | FILTER_ADD => {}
+                    _ => bus.broken(format!("SET_MAC {argument}")),
                 }
-                granted
+                granted || argument == FILTER_CLEAR
             }
             3 => {
                 if argument > 30 {
@@ -143,7 +154,8 @@ impl Pf {
             }
             4 => {
                 let vlan = words[1];
-                if vlan == 0 || vlan > 4094 || argument > 1 {
+                // Linux's driver asks for VLAN 0, which is priority without VLAN.
+                if vlan > 4094 || argument > 1 {
                     bus.broken(format!("SET_VLAN {argument} {vlan}"));
                 }
                 if self.grants_vlans && argument == 1 {
@@ -173,7 +185,11 @@ impl Pf {
                 false
             }
         };
-        words[0] |= CLEAR_TO_SEND | if granted { DONE } else { REFUSED };
+        words[0] |= if granted { DONE } else { REFUSED };
+        // Linux's PF does not say it to a VF that has reset itself, and Linux's VF does not expect it.
+        if verb != 1 {
+            words[0] |= CLEAR_TO_SEND;
+        }
     }
 }
 
@@ -224,14 +240,21 @@ impl Mailbox {
         self.words[(offset - WORDS) as usize / 4]
     }
 
-    /// A write.
-    pub fn write(&mut self, bus: &mut Bus, offset: u64, value: u32, pf: &mut Pf, wrong: Option<Wrong>) {
+    /// A write; whether the PF has news for it.
+    pub fn write(
+        &mut self,
+        bus: &mut Bus,
+        offset: u64,
+        value: u32,
+        pf: &mut Pf,
+        wrong: Option<Wrong>,
+    ) -> bool {
         if offset != CONTROL {
             if !self.taken {
                 bus.broken("the mailbox is written without being taken (VFU)");
             }
             self.words[(offset - WORDS) as usize / 4] = value;
-            return;
+            return false;
         }
         if value & !(REQ | ACK | VFU) != 0 {
             bus.broken(format!("V2PMAILBOX is set to {value:#x}"));
@@ -241,7 +264,7 @@ impl Mailbox {
         }
         self.taken = value & VFU != 0;
         if value & REQ == 0 || self.told & RSTI != 0 || pf.silent {
-            return;
+            return false;
         }
         if wrong != Some(Wrong::NoAcknowledgement) {
             self.told |= PFACK;
@@ -253,5 +276,6 @@ impl Mailbox {
             _ => {}
         }
         self.told |= PFSTS;
+        true
     }
 }

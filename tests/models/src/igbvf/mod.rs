@@ -1,4 +1,4 @@
-//! A VF of Intel's 82576 with the PF behind it, from the 82576 data sheet: chapters 7.1 and 7.2 (descriptors), 7.10 (virtual
+//! A VF of Intel's 82576 or I350 with the PF behind it, from the 82576 data sheet: chapters 7.1 and 7.2 (descriptors), 7.10 (virtual
 //! functions), 8.14 (registers of the VF); messages of the mailbox as Linux's PF driver answers them.
 //!
 //! ```text
@@ -17,6 +17,7 @@ pub use mailbox::Pf;
 use interrupts::Interrupts;
 use mailbox::Mailbox;
 use receive::Receive;
+use ring::Switch;
 use transmit::Transmit;
 
 use crate::bus::Bus;
@@ -94,6 +95,12 @@ pub struct Igbvf {
     pub damage: u32,
     /// The device does not look at its transmit rings.
     pub stalled: bool,
+    /// It takes what Linux's driver does, which works, but is not to the letter: transmit queues whose WTHRESH is 0, against the
+    /// specification update, and contexts that do not say IPV4 where nothing but the checksum of TCP or UDP is asked for.
+    pub lenient: bool,
+    /// It is one of an I350, with one queue pair, and all that arrives was sent by another function of its port: the tag that is
+    /// taken off then has its bytes swapped.
+    i350: bool,
     mailbox: Mailbox,
     interrupts: Interrupts,
     receive: [Receive; PAIRS],
@@ -108,6 +115,8 @@ impl Default for Igbvf {
             counted: Counted::default(),
             damage: 0,
             stalled: false,
+            lenient: false,
+            i350: false,
             mailbox: Mailbox::default(),
             interrupts: Interrupts::default(),
             receive: std::array::from_fn(|_| Receive::default()),
@@ -122,10 +131,20 @@ impl Igbvf {
         Self { wrong: Some(wrong), ..Self::default() }
     }
 
+    /// The VF of an I350, beside another one of the same port.
+    pub fn i350() -> Self {
+        Self { i350: true, ..Self::default() }
+    }
+
+    /// One whose vectors are where QEMU's 82576 has those of VF `number`, and are forgotten as little.
+    pub fn of_port(number: u32) -> Self {
+        Self { interrupts: Interrupts::of_port(22 - 3 * number), ..Self::default() }
+    }
+
     fn stop(&mut self) {
         self.receive = std::array::from_fn(|_| Receive::default());
         self.transmit = std::array::from_fn(|_| Transmit::default());
-        self.interrupts = Interrupts::default();
+        self.interrupts.reset();
     }
 
     /// The PF begins to reset itself, and all VFs with it.
@@ -150,7 +169,7 @@ impl Igbvf {
     }
 
     /// Does what a script says: `link down`, `link up`, `pf reset`, `pf back`; whether it knows that.
-    pub fn command(&mut self, _: &mut Bus, words: &str) -> bool {
+    pub fn command(&mut self, bus: &mut Bus, words: &str) -> bool {
         match words {
             "link down" | "link up" => {
                 self.pf.link = words == "link up";
@@ -160,6 +179,7 @@ impl Igbvf {
             "pf back" => self.pf_comes_back(),
             _ => return false,
         }
+        self.interrupts.mail(bus);
         true
     }
 
@@ -173,28 +193,34 @@ impl Igbvf {
         self.receive[queue].ring.is_enabled()
     }
 
+    /// The queue and the register of an offset among the rings' registers that begin at `first`.
+    fn queue_of(&self, offset: u64, first: u64) -> Option<(usize, u64)> {
+        let within = offset.checked_sub(first)?;
+        let queue = (within >> 8) as usize;
+        let pairs = if self.i350 { 1 } else { PAIRS };
+        (queue < pairs).then_some((queue, within & 0xff))
+    }
+
     fn status(&self) -> u32 {
         // Full duplex, 1000 Mbit/s.
         1 | 2 << 6 | if self.pf.link { 1 << 1 } else { 0 }
     }
 }
 
-/// Two VFs, whose addresses end in 1 and 2; they have no options.
+/// Two VFs, whose addresses end in 1 and 2; with `lenient` they are [so](Igbvf::lenient), with `i350` those of an I350.
 pub fn pair(words: &[&str]) -> Option<[Igbvf; 2]> {
+    let [lenient, i350] = ["lenient", "i350"].map(|word| words.contains(&word));
+    if words.len() != usize::from(lenient) + usize::from(i350) {
+        return None;
+    }
     let with = |last| Pf { mac: Some([0x52, 0x54, 0, 0, 0, last]), ..Pf::default() };
-    words.is_empty().then(|| [1, 2].map(|last| Igbvf { pf: with(last), ..Igbvf::default() }))
-}
-
-/// The queue and the register of an offset among the rings' registers that begin at `first`.
-fn queue_of(offset: u64, first: u64) -> Option<(usize, u64)> {
-    let within = offset.checked_sub(first)?;
-    let queue = (within >> 8) as usize;
-    (queue < PAIRS).then_some((queue, within & 0xff))
+    Some([1, 2].map(|last| Igbvf { pf: with(last), lenient, i350, ..Igbvf::default() }))
 }
 
 impl Model for Igbvf {
     fn config(&self) -> Config {
-        Config::ethernet((0x8086, 0x10ca), [0x4000, 0, 0, 0, 0x4000, 0], 3, 4, 0)
+        let device = if self.i350 { 0x1520 } else { 0x10ca };
+        Config::ethernet((0x8086, device), [0x4000, 0, 0, 0, 0x4000, 0], 3, 4, 0)
     }
 
     fn read(&mut self, bus: &mut Bus, bar: u8, offset: u64, size: Size) -> u64 {
@@ -208,11 +234,11 @@ impl Model for Igbvf {
             COUNTERS..COUNTERS_END => self.counted.at(offset),
             _ if Mailbox::has(offset) => self.mailbox.read(bus, offset),
             _ if Interrupts::has(offset) => self.interrupts.read(offset),
-            0x2800.. if let Some((queue, register)) = queue_of(offset, 0x2800) => {
+            0x2800.. if let Some((queue, register)) = self.queue_of(offset, 0x2800) => {
                 self.receive[queue].read(bus, register)
             }
-            0x3800.. if let Some((queue, register)) = queue_of(offset, 0x3800) => {
-                self.transmit[queue].ring.read(bus, register)
+            0x3800.. if let Some((queue, register)) = self.queue_of(offset, 0x3800) => {
+                self.transmit[queue].read(bus, register)
             }
             _ => {
                 bus.fault(Fault::Access { bar, offset, size: 4, write: false });
@@ -234,15 +260,20 @@ impl Model for Igbvf {
                 self.pf.forget();
             }
             CTRL => {}
-            _ if Mailbox::has(offset) => self.mailbox.write(bus, offset, value, &mut self.pf, self.wrong),
-            _ if Interrupts::has(offset) => self.interrupts.write(bus, offset, value),
-            0x2800.. if let Some((queue, register)) = queue_of(offset, 0x2800) => {
-                let never = self.wrong == Some(Wrong::NeverEnabled);
-                self.receive[queue].write(bus, register, value, never);
+            _ if Mailbox::has(offset) => {
+                if self.mailbox.write(bus, offset, value, &mut self.pf, self.wrong) {
+                    self.interrupts.mail(bus);
+                }
             }
-            0x3800.. if let Some((queue, register)) = queue_of(offset, 0x3800) => {
+            _ if Interrupts::has(offset) => self.interrupts.write(bus, offset, value),
+            0x2800.. if let Some((queue, register)) = self.queue_of(offset, 0x2800) => {
                 let never = self.wrong == Some(Wrong::NeverEnabled);
-                self.transmit[queue].ring.write(bus, register, value, never);
+                self.receive[queue].write(bus, register, value, Switch { never, lenient: false });
+            }
+            0x3800.. if let Some((queue, register)) = self.queue_of(offset, 0x3800) => {
+                let never = self.wrong == Some(Wrong::NeverEnabled);
+                let lenient = self.lenient;
+                self.transmit[queue].write(bus, register, value, Switch { never, lenient });
             }
             _ => bus.fault(fault),
         }
@@ -251,7 +282,7 @@ impl Model for Igbvf {
     fn poll(&mut self, bus: &mut Bus) {
         if !self.stalled {
             for queue in 0..PAIRS {
-                if self.transmit[queue].run(bus, &mut self.counted, self.wrong) {
+                if self.transmit[queue].run(bus, &mut self.counted, self.wrong, self.lenient) {
                     self.interrupts.transmitted(bus, queue);
                 }
             }

@@ -1,6 +1,6 @@
 //! What arrives: the PF's filters, the queue, the descriptors.
 
-use super::ring::Ring;
+use super::ring::{Ring, Switch};
 use super::{Igbvf, PAIRS, Wrong};
 use crate::bus::Bus;
 use crate::rss::toeplitz;
@@ -9,13 +9,17 @@ const SRRCTL: u64 = 0x0c;
 const RQDPC: u64 = 0x30;
 /// SRRCTL: BSIZEPACKET, BSIZEHEADER, RDMTS, DESCTYPE, DROP_EN.
 const SRRCTL_BITS: u32 = 0x7f | 0xf << 8 | 0x1f << 20 | 7 << 25 | 1 << 31;
+/// SRRCTL, DESCTYPE: one buffer, or one for the beginning of each frame and one for the rest.
+const ONE_BUFFER: u32 = 1;
+const SPLIT: u32 = 5;
 
-/// Descriptor, status: DD, EOP, VP, L4CS, IPCS.
+/// Descriptor, status: DD, EOP, VP, L4CS, IPCS; and LB of the I350: another function of the port has sent it.
 const DONE: u64 = 1;
 const END: u64 = 1 << 1;
 const TAGGED: u64 = 1 << 3;
 const L4_SEEN: u64 = 1 << 5;
 const IP_SEEN: u64 = 1 << 6;
+const LOOPED: u64 = 1 << 18;
 /// Descriptor, errors: L4E, IPE.
 const L4_WRONG: u64 = 1 << 29;
 const IP_WRONG: u64 = 1 << 30;
@@ -40,11 +44,13 @@ impl Receive {
     }
 
     /// A write to register `register`.
-    pub fn write(&mut self, bus: &mut Bus, register: u64, value: u32, never: bool) {
+    pub fn write(&mut self, bus: &mut Bus, register: u64, value: u32, switch: Switch) {
         match register {
             SRRCTL if self.ring.is_enabled() => bus.broken("SRRCTL is written while its queue is on"),
             SRRCTL => {
-                if value & !SRRCTL_BITS != 0 || value >> 25 & 7 != 1 || value & 0x7f == 0 {
+                let kind = value >> 25 & 7;
+                let split = kind == SPLIT && value >> 8 & 0xf != 0;
+                if value & !SRRCTL_BITS != 0 || kind != ONE_BUFFER && !split || value & 0x7f == 0 {
                     bus.broken(format!("SRRCTL is set to {value:#x}"));
                 }
                 if value >> 31 == 0 {
@@ -52,12 +58,23 @@ impl Receive {
                 }
                 self.srrctl = value;
             }
-            _ => self.ring.write(bus, register, value, never),
+            _ => self.ring.write(bus, register, value, switch),
         }
     }
 
     fn buffer(&self) -> usize {
         ((self.srrctl & 0x7f) as usize) << 10
+    }
+
+    /// Bytes of a frame's beginning that go into a buffer of their own. The VF splits no headers from the rest (PSRTYPE is 0), so
+    /// it is as many as there is room for.
+    fn beginning(&self) -> Option<usize> {
+        (self.srrctl >> 25 & 7 == SPLIT).then_some((self.srrctl >> 8 & 0xf) as usize * 64)
+    }
+
+    /// Descriptors that a frame of `len` bytes takes.
+    fn needed(&self, len: usize) -> usize {
+        len.saturating_sub(self.beginning().unwrap_or(0)).div_ceil(self.buffer()).max(1)
     }
 }
 
@@ -139,7 +156,9 @@ impl Igbvf {
         match destination {
             [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => true,
             [first, ..] if first & 1 != 0 => taken.multicast || taken.hashes.contains(&hash),
-            _ => taken.unicast || destination == taken.mac,
+            [..] => {
+                taken.unicast || destination == taken.mac || taken.more.iter().any(|more| destination == more)
+            }
         }
     }
 
@@ -156,12 +175,15 @@ impl Igbvf {
         if !ring.is_enabled() {
             return;
         }
-        let (buffer, mut tag, bytes) = (self.receive[queue].buffer(), 0, frame.len());
+        let (mut tag, bytes) = (0, frame.len());
         if self.pf.strips_tags && frame[12..14] == [0x81, 0] {
-            tag = u64::from(frame[14]) << 8 | u64::from(frame[15]);
+            tag = u16::from_be_bytes([frame[14], frame[15]]);
+            if self.i350 {
+                tag = tag.swap_bytes();
+            }
             frame.drain(12..16);
         }
-        let needed = frame.len().div_ceil(buffer);
+        let needed = self.receive[queue].needed(frame.len());
         if ring.owned() < needed {
             let (missed, _) = (missed.wrapping_add(1), srrctl);
             self.receive[queue].missed = missed;
@@ -169,8 +191,9 @@ impl Igbvf {
             return;
         }
         let tagged = if bytes == frame.len() { 0 } else { TAGGED };
+        let looped = if self.i350 { LOOPED } else { 0 };
         let first = seen.kind | u64::from(hash) << 32;
-        self.fill(bus, queue, &frame, [first, seen.status | tagged | tag << 48]);
+        self.fill(bus, queue, &frame, [first, seen.status | tagged | looped | u64::from(tag) << 48]);
         let counted = &mut self.counted;
         counted.received.0 = counted.received.0.wrapping_add(1);
         counted.received.1 = counted.received.1.wrapping_add(bytes as u32 + 4);
@@ -182,14 +205,25 @@ impl Igbvf {
 
     fn fill(&mut self, bus: &mut Bus, queue: usize, frame: &[u8], [first, last]: [u64; 2]) {
         let buffer = self.receive[queue].buffer();
+        let beginning = self.receive[queue].beginning();
         let damage = std::mem::take(&mut self.damage);
-        let count = frame.len().div_ceil(buffer);
-        for (n, part) in frame.chunks(buffer).enumerate() {
+        let count = self.receive[queue].needed(frame.len());
+        let (mut head, mut rest) = frame.split_at(frame.len().min(beginning.unwrap_or(0)));
+        for n in 0..count {
             let Some((slot, [address, header])) = self.receive[queue].ring.take(bus) else { return };
-            if address == 0 || header != 0 {
+            if address == 0 || (header == 0) != beginning.is_none() || header & 1 != 0 {
                 bus.broken(format!("receive descriptor {slot} is {address:#x}, {header:#x}"));
             }
-            bus.dma_write(address, part);
+            let part;
+            (part, rest) = rest.split_at(rest.len().min(buffer));
+            if !part.is_empty() {
+                bus.dma_write(address, part);
+            }
+            // HDR_LEN; SPH stays clear, for it is no header that was found.
+            let mut word = (head.len() as u64) << (16 + 5);
+            if !head.is_empty() {
+                bus.dma_write(header, std::mem::take(&mut head));
+            }
             let mut len = part.len() as u64;
             match self.wrong {
                 Some(Wrong::LengthTooLong) => len = buffer as u64 + 1,
@@ -198,6 +232,7 @@ impl Igbvf {
             }
             let mut status = DONE;
             if n + 1 == count {
+                word |= first;
                 status |= END | last | u64::from(damage);
             }
             match self.wrong {
@@ -205,8 +240,7 @@ impl Igbvf {
                 Some(Wrong::NoEnd) => status &= !END,
                 _ => {}
             }
-            let words = [if n + 1 == count { first } else { 0 }, status | len << 32];
-            self.receive[queue].ring.write_back(bus, slot, words);
+            self.receive[queue].ring.write_back(bus, slot, [word, status | len << 32]);
         }
     }
 }

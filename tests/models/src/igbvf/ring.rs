@@ -11,6 +11,15 @@ const ENABLE: u32 = 1 << 25;
 /// RXDCTL, TXDCTL: PTHRESH, HTHRESH, WTHRESH, enable, flush.
 const CONTROL_BITS: u32 = 0x1f | 0x1f << 8 | 0x1f << 16 | ENABLE | 1 << 26;
 
+/// How a queue takes being switched on.
+#[derive(Clone, Copy, Debug)]
+pub struct Switch {
+    /// It never is.
+    pub never: bool,
+    /// With WTHRESH 0, too.
+    pub lenient: bool,
+}
+
 /// A ring.
 #[derive(Debug, Default)]
 pub struct Ring {
@@ -54,8 +63,8 @@ impl Ring {
         }
     }
 
-    /// A write to register `register`; a ring that can `never` be enabled ignores that.
-    pub fn write(&mut self, bus: &mut Bus, register: u64, value: u32, never: bool) {
+    /// A write to register `register`.
+    pub fn write(&mut self, bus: &mut Bus, register: u64, value: u32, switch: Switch) {
         let moved = |bus: &mut Bus, what| bus.broken(format!("{what} is written while its queue is on"));
         match register {
             0x00 | 0x04 | 0x08 | 0x10 if self.is_enabled() => moved(bus, "a ring's place"),
@@ -69,17 +78,18 @@ impl Ring {
             0x10 if value != 0 => bus.broken("a head that is not 0"),
             0x10 => self.head = 0,
             0x18 => self.give(bus, value),
-            0x28 => self.set_control(bus, value, never),
+            0x28 => self.set_control(bus, value, switch),
             _ => bus.broken(format!("register {register:#x} of a ring is written")),
         }
     }
 
-    fn set_control(&mut self, bus: &mut Bus, value: u32, never: bool) {
+    fn set_control(&mut self, bus: &mut Bus, value: u32, switch: Switch) {
         if value & !CONTROL_BITS != 0 {
             bus.broken(format!("reserved bits of RXDCTL or TXDCTL: {value:#x}"));
         }
         if value & ENABLE != 0 {
-            if value >> 16 & 0x1f != 1 {
+            let threshold = value >> 16 & 0x1f;
+            if threshold != 1 && !(switch.lenient && threshold == 0) {
                 bus.broken("WTHRESH of an 82576 VF is not 1 (specification update)");
             }
             if self.base == 0 || self.length == 0 {
@@ -88,7 +98,7 @@ impl Ring {
         } else {
             self.owned.clear();
         }
-        self.control = if never { value & !ENABLE } else { value };
+        self.control = if switch.never { value & !ENABLE } else { value };
     }
 
     /// The driver gives descriptors up to `tail`.

@@ -1,16 +1,17 @@
 //! What is sent: data descriptors, the contexts that they refer to, and what is done to frames by them (7.2).
 
-use super::ring::Ring;
+use super::ring::{Ring, Switch};
 use super::{Counted, Wrong};
 use crate::bus::Bus;
 use crate::work::{Lengths, cut_tcp, fill_ipv4, fill_over_partial, pseudo};
 
-/// Command of a data descriptor: DTYP, EOP, IFCS, RS, DEXT, TSE, and the length.
-const COMMAND_BITS: u32 = 0xffff | 3 << 20 | END | FCS | REPORT | ADVANCED | CUT;
+/// Command of a data descriptor: DTYP, EOP, IFCS, RS, DEXT, VLE, TSE, and the length.
+const COMMAND_BITS: u32 = 0xffff | 3 << 20 | END | FCS | REPORT | ADVANCED | TAG | CUT;
 const END: u32 = 1 << 24;
 const FCS: u32 = 1 << 25;
 const REPORT: u32 = 1 << 27;
 const ADVANCED: u32 = 1 << 29;
+const TAG: u32 = 1 << 30;
 const CUT: u32 = 1 << 31;
 /// Options of a data descriptor: IDX, IXSM, TXSM, PAYLEN.
 const OPTION_BITS: u32 = 1 << 4 | IPV4_CHECKSUM | L4_CHECKSUM | 0x3_ffff << 14;
@@ -25,6 +26,7 @@ const LONGEST: usize = 9724;
 #[derive(Clone, Copy, Debug)]
 struct Context {
     lengths: Lengths,
+    tag: u16,
     ipv4: bool,
     protocol: u8,
     segment: usize,
@@ -33,11 +35,7 @@ struct Context {
 impl Context {
     fn of([first, second]: [u64; 2], bus: &mut Bus) -> Self {
         let (lengths, kind, sizes) = (first as u32, second as u32, (second >> 32) as u32);
-        if first >> 32 != 0
-            || lengths >> 16 != 0
-            || kind & !(7 << 10 | 2 << 20 | ADVANCED) != 0
-            || sizes & 0xef != 0
-        {
+        if first >> 32 != 0 || kind & !(7 << 10 | 2 << 20 | ADVANCED) != 0 || sizes & 0xef != 0 {
             bus.broken(format!("reserved bits of a context: {first:#x}, {second:#x}"));
         }
         Self {
@@ -46,6 +44,7 @@ impl Context {
                 l3: (lengths & 0x1ff) as usize,
                 l4: (sizes >> 8 & 0xff) as usize,
             },
+            tag: (lengths >> 16) as u16,
             ipv4: kind >> 10 & 1 != 0,
             protocol: [17, 6, 132, 0][(kind >> 11 & 3) as usize],
             segment: (sizes >> 16) as usize,
@@ -76,18 +75,53 @@ struct Open {
     options: u32,
 }
 
+/// TXCTL, among a transmit queue's registers, and its bits: CPUID, what of the traffic may pass other traffic, and DCA. After
+/// a reset the first three may.
+const TXCTL: u64 = 0x14;
+const TXCTL_BITS: u32 = 0xff << 24 | 1 << 5 | TXCTL_RESET;
+const TXCTL_RESET: u32 = 1 << 13 | 1 << 11 | 1 << 9;
+
 /// A transmit queue.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Transmit {
     pub ring: Ring,
+    txctl: u32,
     contexts: [Option<Context>; 2],
     pub contexts_written: usize,
     open: Open,
 }
 
+impl Default for Transmit {
+    fn default() -> Self {
+        Self {
+            ring: Ring::default(),
+            txctl: TXCTL_RESET,
+            contexts: [None; 2],
+            contexts_written: 0,
+            open: Open::default(),
+        }
+    }
+}
+
 impl Transmit {
+    /// A read of register `register`.
+    pub fn read(&self, bus: &mut Bus, register: u64) -> u32 {
+        if register == TXCTL { self.txctl } else { self.ring.read(bus, register) }
+    }
+
+    /// A write to register `register`.
+    pub fn write(&mut self, bus: &mut Bus, register: u64, value: u32, switch: Switch) {
+        if register != TXCTL {
+            return self.ring.write(bus, register, value, switch);
+        }
+        if value & !TXCTL_BITS != 0 || self.ring.is_enabled() {
+            bus.broken(format!("TXCTL is set to {value:#x}"));
+        }
+        self.txctl = value;
+    }
+
     /// Sends what is in the ring; whether it reported anything.
-    pub fn run(&mut self, bus: &mut Bus, counted: &mut Counted, wrong: Option<Wrong>) -> bool {
+    pub fn run(&mut self, bus: &mut Bus, counted: &mut Counted, wrong: Option<Wrong>, lenient: bool) -> bool {
         let mut reported = false;
         while let Some((slot, [first, second])) = self.ring.take(bus) {
             let (command, options) = (second as u32, (second >> 32) as u32);
@@ -102,7 +136,11 @@ impl Transmit {
                     self.add(bus, first, command, options);
                     if command & END != 0 {
                         let open = std::mem::take(&mut self.open);
-                        for mut frame in self.finish(bus, open) {
+                        let tag = self.tag(bus, &open);
+                        for mut frame in self.finish(bus, open, lenient) {
+                            if let Some(tag) = tag {
+                                frame.splice(12..12, tag);
+                            }
                             frame.resize(frame.len().max(60), 0);
                             counted.sent.0 = counted.sent.0.wrapping_add(1);
                             counted.sent.1 = counted.sent.1.wrapping_add(frame.len() as u32 + 4);
@@ -142,8 +180,21 @@ impl Transmit {
         open.bytes.extend(bus.dma_get(address, length));
     }
 
+    /// What is put into each frame behind the addresses.
+    fn tag(&self, bus: &mut Bus, open: &Open) -> Option<[u8; 4]> {
+        if open.command & TAG == 0 {
+            return None;
+        }
+        let Some(context) = self.contexts[(open.options >> 4 & 1) as usize] else {
+            bus.broken("a tag without a context descriptor");
+            return None;
+        };
+        let [high, low] = context.tag.to_be_bytes();
+        Some([0x81, 0, high, low])
+    }
+
     /// The frames that leave.
-    fn finish(&self, bus: &mut Bus, open: Open) -> Vec<Vec<u8>> {
+    fn finish(&self, bus: &mut Bus, open: Open, lenient: bool) -> Vec<Vec<u8>> {
         let Open { bytes: mut frame, command, options, .. } = open;
         let cut = command & CUT != 0;
         let paylen = (options >> 14) as usize;
@@ -153,10 +204,13 @@ impl Transmit {
             }
             return vec![frame];
         }
-        let Some(context) = self.contexts[(options >> 4 & 1) as usize] else {
+        let Some(mut context) = self.contexts[(options >> 4 & 1) as usize] else {
             bus.broken("a missing context descriptor");
             return Vec::new();
         };
+        if lenient && !cut && options & IPV4_CHECKSUM == 0 {
+            context.ipv4 |= frame.get(context.lengths.l2).is_some_and(|first| first >> 4 == 4);
+        }
         if let Some(field) = context.contradiction(&frame, cut) {
             bus.broken(format!("{field} of a context is not that of the frame: {context:?}"));
             return Vec::new();
@@ -177,13 +231,14 @@ impl Transmit {
             } else {
                 (word(&frame, l2 + 4), 0)
             };
-            if length != 0 || ip_sum != 0 {
+            if length != 0 || ![0, 0xffff].contains(&ip_sum) {
                 bus.broken("length or checksum of the IP header is not 0 in a frame to be cut");
             }
             if options & L4_CHECKSUM == 0 || context.ipv4 != (options & IPV4_CHECKSUM != 0) {
                 bus.broken("TCP is cut without checksums");
             }
-            if word(&frame, transport + offset) != pseudo(&frame, l2, 6, 0) {
+            // 0 and 0xffff are the same.
+            if word(&frame, transport + offset) % 0xffff != pseudo(&frame, l2, 6, 0) % 0xffff {
                 bus.broken("the sum of the pseudo header is not one without a length");
             }
             return cut_tcp(&frame, context.lengths, context.segment);
@@ -200,7 +255,9 @@ impl Transmit {
             } else {
                 (u32::from(word(&frame, l2 + 4)) + 40).saturating_sub(l3 as u32)
             };
-            if word(&frame, transport + offset) != pseudo(&frame, l2, context.protocol, length) {
+            if word(&frame, transport + offset) % 0xffff
+                != pseudo(&frame, l2, context.protocol, length) % 0xffff
+            {
                 bus.broken("the sum of the pseudo header is wrong");
             }
             fill_over_partial(&mut frame, transport, offset, context.protocol == 17);
