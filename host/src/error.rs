@@ -6,7 +6,7 @@ use std::path::Path;
 use thiserror::Error;
 
 /// A sentence that names the thing, the cause and the remedy.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum HostError {
     /// It was looked at and refused; nothing was changed.
     #[error("{0}")]

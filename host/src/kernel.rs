@@ -49,6 +49,44 @@ impl VfChange {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// One by one: a driver that does not know one may take the others.
+    pub(crate) fn settings(&self) -> Vec<VfSetting> {
+        let Self { mac, vlan, trust, spoof_check } = *self;
+        let settings = [
+            mac.map(VfSetting::Mac),
+            vlan.map(|(vlan, priority)| VfSetting::Vlan(vlan, priority)),
+            trust.map(VfSetting::Trust),
+            spoof_check.map(VfSetting::SpoofCheck),
+        ];
+        settings.into_iter().flatten().collect()
+    }
+}
+
+/// One of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VfSetting {
+    /// Address.
+    Mac(MacAddress),
+    /// VLAN, 0 for none, and priority.
+    Vlan(u32, u32),
+    /// Trust.
+    Trust(bool),
+    /// Spoof check.
+    SpoofCheck(bool),
+}
+
+/// As it is written for `vfs set`.
+impl fmt::Display for VfSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let switch = |on: bool| if on { "on" } else { "off" };
+        match self {
+            Self::Mac(mac) => write!(f, "--mac {mac}"),
+            Self::Vlan(vlan, priority) => write!(f, "--vlan {vlan}:{priority}"),
+            Self::Trust(on) => write!(f, "--trust {}", switch(*on)),
+            Self::SpoofCheck(on) => write!(f, "--spoofchk {}", switch(*on)),
+        }
+    }
 }
 
 /// The kernel of a machine.
@@ -71,8 +109,8 @@ pub trait Kernel: fmt::Debug {
     /// What the PF of network interface `pf` has set for its VFs, in order.
     fn vf_settings(&self, pf: &str) -> io::Result<Vec<VfSettings>>;
 
-    /// Sets a VF of it.
-    fn set_vf(&self, pf: &str, index: u32, change: &VfChange) -> io::Result<()>;
+    /// Sets something for a VF of it.
+    fn set_vf(&self, pf: &str, index: u32, setting: VfSetting) -> io::Result<()>;
 
     /// Brings a network interface up.
     fn set_up(&self, interface: &str) -> io::Result<()>;
@@ -130,8 +168,8 @@ impl Kernel for Linux {
         netlink::vf_settings(pf)
     }
 
-    fn set_vf(&self, pf: &str, index: u32, change: &VfChange) -> io::Result<()> {
-        netlink::set_vf(pf, index, change)
+    fn set_vf(&self, pf: &str, index: u32, setting: VfSetting) -> io::Result<()> {
+        netlink::set_vf(pf, index, setting)
     }
 
     fn set_up(&self, interface: &str) -> io::Result<()> {

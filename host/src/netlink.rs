@@ -12,7 +12,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use pmd::MacAddress;
 
-use crate::kernel::{VfChange, VfSettings};
+use crate::kernel::{VfSetting, VfSettings};
 
 /// What the PF `interface` has set for its VFs, in order.
 pub(crate) fn vf_settings(interface: &str) -> io::Result<Vec<VfSettings>> {
@@ -47,23 +47,18 @@ fn settings(info: &LinkVfInfo) -> VfSettings {
     vf
 }
 
-/// Sets VF `index` of the PF `interface`: one request for each setting, as `ip link` does, since drivers stop at the first
-/// that they do not know.
-pub(crate) fn set_vf(interface: &str, index: u32, change: &VfChange) -> io::Result<()> {
-    let VfChange { mac, vlan, trust, spoof_check } = change;
-    let wanted = [
-        mac.map(|mac| VfInfo::Mac(VfInfoMac::new(index, &mac.0))),
-        vlan.map(|(vlan, qos)| VfInfo::Vlan(VfInfoVlan::new(index, vlan, qos))),
-        trust.map(|on| VfInfo::Trust(VfInfoTrust::new(index, on))),
-        spoof_check.map(|on| VfInfo::SpoofCheck(VfInfoSpoofCheck::new(index, on))),
-    ];
-    for info in wanted.into_iter().flatten() {
-        let mut link = LinkMessage::default();
-        link.attributes.push(LinkAttribute::IfName(interface.to_owned()));
-        link.attributes.push(LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])]));
-        exchange(RouteNetlinkMessage::SetLink(link), NLM_F_REQUEST | NLM_F_ACK)?;
-    }
-    Ok(())
+/// Sets something for VF `index` of the PF `interface`.
+pub(crate) fn set_vf(interface: &str, index: u32, setting: VfSetting) -> io::Result<()> {
+    let info = match setting {
+        VfSetting::Mac(mac) => VfInfo::Mac(VfInfoMac::new(index, &mac.0)),
+        VfSetting::Vlan(vlan, priority) => VfInfo::Vlan(VfInfoVlan::new(index, vlan, priority)),
+        VfSetting::Trust(on) => VfInfo::Trust(VfInfoTrust::new(index, on)),
+        VfSetting::SpoofCheck(on) => VfInfo::SpoofCheck(VfInfoSpoofCheck::new(index, on)),
+    };
+    let mut link = LinkMessage::default();
+    link.attributes.push(LinkAttribute::IfName(interface.to_owned()));
+    link.attributes.push(LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])]));
+    exchange(RouteNetlinkMessage::SetLink(link), NLM_F_REQUEST | NLM_F_ACK).map(drop)
 }
 
 /// Brings an interface up.

@@ -64,8 +64,9 @@ pub fn rebind(machine: &Machine, file: Option<&Path>, report: &mut dyn Report) -
             continue;
         }
         report.say(format_args!("binding: {address}"));
-        match bind(machine, &[address], &ours) {
-            Ok(_) => report.say(format_args!("{address} successfully bound to vfio-pci")),
+        let bound = bind(machine, &[address], &ours);
+        match bound.and_then(|outcomes| outcomes.into_iter().try_for_each(|one| one.result.map(drop))) {
+            Ok(()) => report.say(format_args!("{address} successfully bound to vfio-pci")),
             Err(error) => {
                 failures += 1;
                 report.complain(format_args!("{address} was not bound to vfio-pci: {error}"));

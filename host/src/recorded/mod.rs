@@ -51,6 +51,8 @@ struct State {
     settings: BTreeMap<String, Vec<VfSettings>>,
     /// PFs' drivers take settings and forget them.
     forgetful: bool,
+    /// They know no trust.
+    no_trust: bool,
     drivers: BTreeMap<String, DriverInfo>,
     /// What was written, in order: path on the machine, and text.
     written: Vec<(String, String)>,
@@ -147,6 +149,11 @@ impl Recorded {
 
     pub(crate) fn forgetful(self) -> Self {
         self.state().forgetful = true;
+        self
+    }
+
+    pub(crate) fn without_trust(self) -> Self {
+        self.state().no_trust = true;
         self
     }
 
