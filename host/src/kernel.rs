@@ -8,10 +8,11 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pmd::MacAddress;
 use pmd::pci::DriverInfo;
+use pmd::{Address, MacAddress};
 use serde::Serialize;
 
+use crate::devlink::{self, Version};
 use crate::netlink;
 
 /// What a PF has set for one of its VFs.
@@ -115,7 +116,10 @@ pub trait Kernel: fmt::Debug {
     /// Brings a network interface up.
     fn set_up(&self, interface: &str) -> io::Result<()>;
 
-    /// Driver and firmware of a network interface.
+    /// The versions that a function runs, by devlink.
+    fn running_versions(&self, function: Address) -> io::Result<Vec<Version>>;
+
+    /// Driver and firmware of a network interface, by ethtool's ioctl.
     fn driver_info(&self, interface: &str) -> io::Result<DriverInfo>;
 
     /// Has systemd read its units anew, where it runs.
@@ -174,6 +178,10 @@ impl Kernel for Linux {
 
     fn set_up(&self, interface: &str) -> io::Result<()> {
         netlink::set_up(interface)
+    }
+
+    fn running_versions(&self, function: Address) -> io::Result<Vec<Version>> {
+        devlink::running(function)
     }
 
     fn driver_info(&self, interface: &str) -> io::Result<DriverInfo> {

@@ -16,6 +16,7 @@ use pmd::Address;
 use pmd::pci::DriverInfo;
 use tempfile::TempDir;
 
+use crate::devlink::Version;
 use crate::kernel::VfSettings;
 use crate::machine::Machine;
 
@@ -54,6 +55,8 @@ struct State {
     /// They know no trust.
     no_trust: bool,
     drivers: BTreeMap<String, DriverInfo>,
+    /// What devlink has of a function.
+    versions: BTreeMap<Address, Vec<Version>>,
     /// What was written, in order: path on the machine, and text.
     written: Vec<(String, String)>,
 }
@@ -239,6 +242,14 @@ impl Recorded {
     pub(crate) fn firmware(self, interface: &str, driver: &str, firmware: &str) -> Self {
         let info = DriverInfo { driver: driver.to_owned(), firmware: firmware.to_owned() };
         self.state().drivers.insert(interface.to_owned(), info);
+        self
+    }
+
+    /// The driver of a function has devlink, and these parts with their versions.
+    pub(crate) fn runs(self, function: &str, versions: &[(&str, &str)]) -> Self {
+        let version =
+            |(name, value): &(&str, &str)| Version { name: (*name).to_owned(), value: (*value).to_owned() };
+        self.state().versions.insert(address(function), versions.iter().map(version).collect());
         self
     }
 }

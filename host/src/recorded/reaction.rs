@@ -9,6 +9,7 @@ use pmd::Address;
 use pmd::pci::DriverInfo;
 
 use super::{Double, State};
+use crate::devlink::Version;
 use crate::kernel::{Kernel, VfSetting, VfSettings};
 
 /// Errors of `errno.h`.
@@ -149,6 +150,10 @@ impl Kernel for Double {
         self.put(&format!("/sys/class/net/{interface}/flags"), "0x1003\n");
         self.put(&format!("/sys/class/net/{interface}/carrier"), "1\n");
         Ok(())
+    }
+
+    fn running_versions(&self, function: Address) -> io::Result<Vec<Version>> {
+        self.state.borrow().versions.get(&function).cloned().map_or_else(|| errno(ENODEV), Ok)
     }
 
     fn driver_info(&self, interface: &str) -> io::Result<DriverInfo> {
