@@ -32,7 +32,7 @@ pub mod tree;
 pub mod usage;
 pub mod vfs;
 
-pub use daemon::Daemon;
+pub use daemon::{Daemon, Plan};
 pub use error::HostError;
 pub use kernel::{Kernel, Linux};
 pub use machine::Machine;

@@ -196,7 +196,8 @@ fn run_on(machine: &Machine, verb: HostVerb, socket: &Path, json: bool) -> Resul
     let daemon = || met(socket);
     match verb {
         HostVerb::Doctor => {
-            let findings = doctor::examine(machine, &met(socket), env!("CARGO_PKG_VERSION"));
+            let findings =
+                doctor::examine(machine, &met(socket), &super::configured::ask(), env!("CARGO_PKG_VERSION"));
             let code = findings.status.exit_code();
             tell(json, &Told { text: findings.to_string(), value: &findings, code })
         }

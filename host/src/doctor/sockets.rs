@@ -14,15 +14,12 @@ const VM_USERS: [&str; 2] = ["libvirt-qemu", "qemu"];
 
 pub(super) fn examine(patient: &Patient) -> Vec<Item> {
     let machine = patient.machine;
-    let sockets: Vec<&PathBuf> = patient
-        .met
-        .daemon()
-        .iter()
-        .flat_map(|daemon| &daemon.relays)
-        .filter_map(|relay| relay.socket.as_ref())
-        .collect();
-    let directory =
-        sockets.first().and_then(|socket| socket.parent()).unwrap_or(Path::new(DIRECTORY)).to_owned();
+    let sockets: Vec<&PathBuf> = patient.relays().iter().filter_map(|relay| relay.socket.as_ref()).collect();
+    let directory = match patient.plan() {
+        Some(plan) => &plan.directory,
+        None => sockets.first().and_then(|socket| socket.parent()).unwrap_or(Path::new(DIRECTORY)),
+    };
+    let directory = directory.to_owned();
     let Some(user) = VM_USERS.iter().find_map(|name| User::named(machine, name)) else {
         return vec![Item::ok(
             "socket directory",
