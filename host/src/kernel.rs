@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -14,6 +15,9 @@ use serde::Serialize;
 
 use crate::devlink::{self, Version};
 use crate::netlink;
+
+/// `O_EXCL` of `fcntl.h`.
+const O_EXCL: i32 = rustix::fs::OFlags::EXCL.bits().cast_signed();
 
 /// What a PF has set for one of its VFs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -122,6 +126,9 @@ pub trait Kernel: fmt::Debug {
     /// Driver and firmware of a network interface, by ethtool's ioctl.
     fn driver_info(&self, interface: &str) -> io::Result<DriverInfo>;
 
+    /// Whether the kernel itself holds this disk or partition: a file system, swap, RAID, LVM, ZFS.
+    fn claims(&self, disk: &Path) -> bool;
+
     /// Has systemd read its units anew, where it runs.
     fn reload_units(&self) -> Result<(), String>;
 }
@@ -186,6 +193,12 @@ impl Kernel for Linux {
 
     fn driver_info(&self, interface: &str) -> io::Result<DriverInfo> {
         pmd::pci::driver_info(interface)
+    }
+
+    fn claims(&self, disk: &Path) -> bool {
+        // open(2): without O_CREAT, O_EXCL on a block device fails where the kernel uses it, and harms nobody else.
+        let opened = fs::OpenOptions::new().read(true).custom_flags(O_EXCL).open(disk);
+        opened.is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
     }
 
     fn reload_units(&self) -> Result<(), String> {

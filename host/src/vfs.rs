@@ -109,10 +109,17 @@ pub fn create(
     machine.need_root()?;
     let address = pf.function.address;
     if count != pf.num_vfs {
+        let switch = Machine::device(address, "sriov_drivers_autoprobe");
+        let before = machine.text(&switch);
         if how.no_drivers {
-            machine.write(Machine::device(address, "sriov_drivers_autoprobe"), "0")?;
+            machine.write(&switch, "0")?;
         }
-        change(machine, &pf, count)?;
+        if let Err(error) = change(machine, &pf, count) {
+            if let Some(before) = before.filter(|_| how.no_drivers) {
+                let _ = machine.write(&switch, &before);
+            }
+            return Err(error);
+        }
     }
     if how.up {
         bring_up(machine, &pf)?;
@@ -435,6 +442,10 @@ mod tests {
         let error = result.unwrap_err().to_string();
         assert!(error.contains("2 VFs; it has 1 again") && error.contains("pci=realloc"), "{error}");
         assert_eq!(recorded.text(NUMBER).unwrap(), "1\n");
+        let how = Create { no_drivers: true, ..Create::default() };
+        create(&recorded.machine(), &name("eth0"), 2, how, None).unwrap_err();
+        let autoprobe = recorded.text("/sys/bus/pci/devices/0000:01:00.0/sriov_drivers_autoprobe").unwrap();
+        assert_eq!(autoprobe.trim(), "1");
     }
 
     #[test]

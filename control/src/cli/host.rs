@@ -75,7 +75,7 @@ pub(super) enum Vfs {
         #[arg(long)]
         no_drivers: bool,
         /// Wait up to so many seconds for the PF to appear.
-        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=3600))]
         wait: u64,
     },
     /// Take all VFs of a PF away.
@@ -224,7 +224,9 @@ fn run_on(machine: &Machine, verb: HostVerb, socket: &Path, json: bool) -> Resul
             tell(json, &Told { text: format!("{vf}: {}\n", vfs::describe(&now)), value: &now, code: 0 })
         }
         HostVerb::Vfs(Vfs::Persist { pf, count }) => {
-            lasting(json, &persist::persist(machine, &pf.name, count)?)
+            // Whoever is at /proc/self/exe will be there at the next boot, too; else where packages put it.
+            let program = std::env::current_exe().unwrap_or_else(|_| "/usr/bin/port_control".into());
+            lasting(json, &persist::persist(machine, &pf.name, count, &program)?)
         }
         HostVerb::Vfs(Vfs::Forget { pf }) => lasting(json, &persist::forget(machine, &pf.name)?),
         HostVerb::Bind { devices } => {

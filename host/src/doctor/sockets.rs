@@ -83,6 +83,24 @@ fn permissions(machine: &Machine, directory: &Path, socket: Option<&PathBuf>, us
     let mut found = format!("{} ({})", directory.display(), mode(&metadata));
     // To reach a file one must be allowed to search its folder, to connect to a socket to write to it.
     let mut reached = user.may(metadata.uid(), metadata.gid(), metadata.mode(), 1);
+    for folder in directory.ancestors().skip(1).filter(|folder| folder.parent().is_some()) {
+        if let Ok(metadata) = fs::metadata(machine.file(folder))
+            && !user.may(metadata.uid(), metadata.gid(), metadata.mode(), 1)
+        {
+            return Item::failure(
+                subject,
+                format!(
+                    "{found} is below {} ({}), which is closed to {}, who runs the VMs",
+                    folder.display(),
+                    mode(&metadata),
+                    user.name
+                ),
+            )
+            .mended_by(format!(
+                "another directory: VIRTIOFWD_SOCKET_DIR={DIRECTORY} in /etc/default/virtioforwarder"
+            ));
+        }
+    }
     if let Some((socket, metadata)) =
         socket.and_then(|path| Some((path, fs::metadata(machine.file(path)).ok()?)))
     {

@@ -55,6 +55,8 @@ struct State {
     /// They know no trust.
     no_trust: bool,
     drivers: BTreeMap<String, DriverInfo>,
+    /// Disks that the kernel holds.
+    claimed: BTreeSet<String>,
     /// What devlink has of a function.
     versions: BTreeMap<Address, Vec<Version>>,
     /// What was written, in order: path on the machine, and text.
@@ -201,6 +203,12 @@ impl Recorded {
         let target = self.0.path(&folder);
         self.0.link(&format!("/sys/class/block/{name}"), &target);
         self.with(&format!("{folder}/dev"), number)
+    }
+
+    /// The kernel holds a disk or a partition, and no file says what for.
+    pub(crate) fn claimed(self, name: &str) -> Self {
+        self.state().claimed.insert(name.to_owned());
+        self
     }
 
     /// A function can have `total` VFs, which come to be at these addresses with these ids and this driver.

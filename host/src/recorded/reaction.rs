@@ -160,6 +160,10 @@ impl Kernel for Double {
         self.state.borrow().drivers.get(interface).cloned().map_or_else(|| errno(ENODEV), Ok)
     }
 
+    fn claims(&self, disk: &Path) -> bool {
+        self.state.borrow().claimed.contains(disk.file_name().unwrap().to_str().unwrap())
+    }
+
     fn reload_units(&self) -> Result<(), String> {
         Ok(())
     }
