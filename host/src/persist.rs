@@ -229,5 +229,10 @@ mod tests {
             assert!(error.contains(words), "{error}");
             assert_eq!((recorded.written(), recorded.text(UNIT)), (vec![], None));
         }
+        let recorded = hosts::i350();
+        persist(&recorded.machine(), &eno1(), 2).unwrap();
+        let recorded = recorded.without_root();
+        assert!(forget(&recorded.machine(), &eno1()).unwrap_err().to_string().contains("sudo"));
+        assert!(recorded.text(UNIT).is_some());
     }
 }

@@ -139,6 +139,21 @@ fn who_may_not_is_told_and_nothing_changes() {
 }
 
 #[test]
+fn who_may_not_give_back_is_told_and_nothing_changes() {
+    let held = || hosts::prepared().function(VF, "8086:1520", "vfio-pci", Some(31)).loadable(&["igbvf"]);
+    for (recorded, words) in [
+        (held().without_root(), "only root"),
+        (held().read_only(), "remount,rw /sys"),
+        (held().stubborn("vfio-pci"), "vfio-pci has not let go of 0000:03:10.0 within"),
+    ] {
+        let error = try_unbind(&recorded, VF, Some("igbvf"), None).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+        let wish = recorded.text("/sys/bus/pci/devices/0000:03:10.0/driver_override").unwrap();
+        assert_eq!((recorded.driver_of(VF).as_deref(), wish.trim()), (Some(VFIO_PCI), "(null)"), "{error}");
+    }
+}
+
+#[test]
 fn a_driver_that_does_not_let_go_is_named_after_the_time_limit() {
     let recorded = host().stubborn("igbvf");
     let error = try_bind(&recorded, &[VF]).unwrap_err().to_string();
