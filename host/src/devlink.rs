@@ -39,11 +39,15 @@ pub struct Version {
 
 /// What a device runs; an error where its driver has no devlink, or the kernel none.
 pub(crate) fn running(function: Address) -> io::Result<Vec<Version>> {
+    running_on("pci", &function.to_string())
+}
+
+fn running_on(bus: &str, device: &str) -> io::Result<Vec<Version>> {
     let request = attribute(FAMILY_NAME, "devlink");
     let reply = ask(Generic { family: CONTROL, command: GET_FAMILY, attributes: request })?;
     let family = values(&reply, FAMILY_ID).find_map(|value| value.first_chunk().copied());
     let family = u16::from_ne_bytes(family.ok_or(io::ErrorKind::InvalidData)?);
-    let device = [attribute(BUS_NAME, "pci"), attribute(DEVICE_NAME, &function.to_string())].concat();
+    let device = [attribute(BUS_NAME, bus), attribute(DEVICE_NAME, device)].concat();
     Ok(versions(&ask(Generic { family, command: INFO_GET, attributes: device })?))
 }
 
@@ -154,6 +158,14 @@ mod tests {
             assert_eq!(versions(&whole[..length]), [], "{length}");
         }
         assert_eq!(versions(&whole).len(), 1);
+    }
+
+    #[test]
+    #[ignore = "needs a device with devlink: modprobe netdevsim; echo '1 1' > /sys/bus/netdevsim/new_device"]
+    fn a_device_of_the_kernel_answers() {
+        let told = running_on("netdevsim", "netdevsim1").unwrap();
+        assert_eq!(told, [Version { name: "fw.mgmt".to_owned(), value: "10.20.30".to_owned() }]);
+        assert_eq!(running("ffff:ff:1f.7".parse().unwrap()).unwrap_err().raw_os_error(), Some(19), "ENODEV");
     }
 
     #[test]
