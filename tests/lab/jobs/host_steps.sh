@@ -1,7 +1,8 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../../..
-# The steps of the walk without daemon and VM, for every day; host_walk has all of it. The doctor's advice is followed from a
+# The steps of the walk without daemon and VM, short enough for every day; host_walk has all of it. The doctor's advice is followed from a
 # bare host to VFs that it calls ready, and back.
 # expect: doctor_fails created set bound doctor_finds_vfs up_is_not_taken unbound removed
+# nightly
 # timeout: 120
 . tests/lab/walk.sh
 
