@@ -18,6 +18,15 @@ install -D -m 644 "$here/config.toml" "$dest/usr/share/doc/virtio-forwarder/exam
 for example in "$here"/examples/*; do
     install -D -m 755 "$example" "$dest/usr/share/doc/virtio-forwarder/examples/$(basename "$example")"
 done
+# Where the shells look: Debian's zsh elsewhere than others.
+zsh=zsh/site-functions
+[ ! -e /etc/debian_version ] || zsh=zsh/vendor-completions
+for program in port_control virtio-forwarder; do
+    mkdir -p "$dest/usr/share/bash-completion/completions" "$dest/usr/share/fish/vendor_completions.d" "$dest/usr/share/$zsh"
+    "$built/$program" completions bash > "$dest/usr/share/bash-completion/completions/$program"
+    "$built/$program" completions fish > "$dest/usr/share/fish/vendor_completions.d/$program.fish"
+    "$built/$program" completions zsh > "$dest/usr/share/$zsh/_$program"
+done
 mkdir -p "$dest/usr/share/virtio-forwarder/vfio-wc"
 cp "$here"/vfio-wc/* "$dest/usr/share/virtio-forwarder/vfio-wc/"
 [ -e "$dest/etc/default/virtioforwarder" ] ||

@@ -1,11 +1,11 @@
 #![forbid(unsafe_code)]
 //! `virtio-forwarder`: the daemon, and its demonstration.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use forwarder::config::{Command, CommandLine, Config, Locations, LogLevel, Machine, Options};
 use tracing_subscriber::EnvFilter;
 
@@ -16,6 +16,14 @@ fn main() -> ExitCode {
     let command_line = CommandLine::parse();
     let result = match &command_line.command {
         Some(Command::Demo { seconds }) => demo(Duration::from_secs(*seconds)),
+        Some(Command::Config { options }) => prepared(options, |config| {
+            print((serde_json::to_string_pretty(&config.summary())? + "\n").as_bytes())
+        }),
+        Some(Command::Completions { shell }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut CommandLine::command(), "virtio-forwarder", &mut script);
+            print(&script)
+        }
         Some(Command::Bind { options }) => prepared(options, |config| {
             let failures = forwarder::service::bind(config);
             Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -29,6 +37,14 @@ fn main() -> ExitCode {
         eprintln!("virtio-forwarder: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// A reader that has seen enough (`| head`) is no error; a full disk is.
+fn print(text: &[u8]) -> anyhow::Result<ExitCode> {
+    match std::io::stdout().write_all(text) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
 fn demo(time: Duration) -> anyhow::Result<ExitCode> {

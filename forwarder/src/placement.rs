@@ -10,17 +10,21 @@ use crate::worker::Worker;
 /// CPUs that a relay is pinned to: VF to VM, VM to VF.
 pub type Pins = BTreeMap<u32, (usize, usize)>;
 
-/// Where relay `id` goes: where it is pinned, else to the workers in turn. Both directions stay together, so that the
-/// guest's memory and rings are in one core's cache. `None` without workers.
+/// The CPUs of relay `id`, VF to VM and VM to VF: where it is pinned, else those of the workers in turn. Both directions stay
+/// together, so that the guest's memory and rings are in one core's cache. `None` without workers.
+pub fn cpus_of(id: u32, workers: &[usize], pins: &Pins) -> Option<(usize, usize)> {
+    let turn = || workers.get(id as usize % workers.len().max(1)).map(|cpu| (*cpu, *cpu));
+    pins.get(&id).copied().or_else(turn)
+}
+
+/// Where relay `id` goes. `None` where there is no worker for it.
 pub fn place(id: u32, workers: &[Worker], pins: &Pins) -> Option<Placement> {
+    let cpus: Vec<usize> = workers.iter().map(|worker| worker.handle().cpu).collect();
     let on = |cpu: usize| -> Option<WorkerHandle> {
         workers.iter().map(Worker::handle).find(|handle| handle.cpu == cpu).cloned()
     };
-    let turn = || Some(workers.get(id as usize % workers.len().max(1))?.handle().clone());
-    match pins.get(&id) {
-        Some((vf_to_vm, vm_to_vf)) => Some(Placement { vf_to_vm: on(*vf_to_vm)?, vm_to_vf: on(*vm_to_vf)? }),
-        None => turn().map(|worker| Placement { vf_to_vm: worker.clone(), vm_to_vf: worker }),
-    }
+    let (vf_to_vm, vm_to_vf) = cpus_of(id, &cpus, pins)?;
+    Some(Placement { vf_to_vm: on(vf_to_vm)?, vm_to_vf: on(vm_to_vf)? })
 }
 
 #[cfg(test)]

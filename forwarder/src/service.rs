@@ -90,7 +90,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Hands to vfio-pci what the configuration lists; returns how many targets could not be had. As with devices, one that is
+/// Hands to vfio-pci what the configuration lists; returns how many could not be had. As with devices, one that is
 /// not there does not keep the others from being served.
 pub fn bind(config: &Config) -> usize {
     let machine = Machine::default();
@@ -99,16 +99,22 @@ pub fn bind(config: &Config) -> usize {
     let together: BTreeSet<Address> = resolved.iter().flatten().flatten().copied().collect();
     let mut failures = 0;
     for functions in resolved {
-        match functions.and_then(|functions| host::bind::bind(&machine, &functions, &together)) {
-            Ok(moved) => {
-                for moved in moved.iter().filter(|moved| !moved.is_unchanged()) {
+        let outcomes = match functions.and_then(|functions| host::bind::bind(&machine, &functions, &together))
+        {
+            Ok(outcomes) => outcomes.into_iter().map(|outcome| outcome.result).collect(),
+            Err(refusal) => vec![Err(refusal)],
+        };
+        for outcome in outcomes {
+            match outcome {
+                Ok(moved) if moved.is_unchanged() => {}
+                Ok(moved) => {
                     let from = moved.from.as_deref().unwrap_or("no driver");
                     tracing::info!("{} taken from {from} and handed to vfio-pci", moved.address);
                 }
-            }
-            Err(error) => {
-                failures += 1;
-                tracing::error!("bind-vfio-pci: {error}");
+                Err(error) => {
+                    failures += 1;
+                    tracing::error!("bind-vfio-pci: {error}");
+                }
             }
         }
     }

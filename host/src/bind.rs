@@ -86,21 +86,51 @@ impl Moved {
     pub fn is_unchanged(&self) -> bool {
         self.from == self.to
     }
+
+    fn unchanged(function: &Function) -> Self {
+        let Function { address, driver, .. } = function;
+        Self { address: *address, from: driver.clone(), to: driver.clone() }
+    }
 }
 
-/// The functions that the words mean, in their order, each once.
+/// What came of one function of several: a failure of one does not keep the others from being moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The function.
+    pub address: Address,
+    /// What has become of it.
+    pub result: Result<Moved, HostError>,
+}
+
+impl Outcome {
+    fn of(function: &Function, result: Result<Moved, HostError>) -> Self {
+        Self { address: function.address, result }
+    }
+}
+
+/// All of them, or every refusal at once.
+fn all<T>(results: impl IntoIterator<Item = Result<T, HostError>>) -> Result<Vec<T>, HostError> {
+    let mut good = Vec::new();
+    let mut refusals = Vec::new();
+    for result in results {
+        match result {
+            Ok(value) => good.push(value),
+            Err(error) => refusals.push(error.to_string()),
+        }
+    }
+    if refusals.is_empty() { Ok(good) } else { HostError::refused(refusals.join("\n")) }
+}
+
+/// The functions that the words mean, in their order, each once. What is not there is named, all of it, a line each.
 pub fn resolve(machine: &Machine, targets: &[Target]) -> Result<Vec<Address>, HostError> {
     let mut functions = Vec::new();
-    for target in targets {
-        let meant = match target {
-            Target::Function(address) => vec![*address],
-            Target::VfsOf { interface, count } => vfs_of(machine, interface, *count)?,
-        };
-        for address in meant {
-            machine.function(address)?;
-            if !functions.contains(&address) {
-                functions.push(address);
-            }
+    let meant = all(targets.iter().map(|target| match target {
+        Target::Function(address) => machine.function(*address).map(|function| vec![function.address]),
+        Target::VfsOf { interface, count } => vfs_of(machine, interface, *count),
+    }))?;
+    for address in meant.into_iter().flatten() {
+        if !functions.contains(&address) {
+            functions.push(address);
         }
     }
     Ok(functions)
@@ -126,33 +156,28 @@ fn vfs_of(machine: &Machine, interface: &str, count: Option<usize>) -> Result<Ve
 }
 
 /// Hands functions to vfio-pci. All of them are looked at before the first is moved, as are the members of their groups,
-/// which may be among `functions` or `together`: those that will be handed over in the same breath.
+/// which may be among `functions` or `together`: those that will be handed over in the same breath. An error, with a line
+/// for each reason, where something speaks against it; then nothing was moved. What the kernel refuses later concerns one
+/// function, and the others are moved all the same.
 pub fn bind(
     machine: &Machine,
     functions: &[Address],
     together: &BTreeSet<Address>,
-) -> Result<Vec<Moved>, HostError> {
+) -> Result<Vec<Outcome>, HostError> {
     let mut together = together.clone();
     together.extend(functions);
-    let functions = functions.iter().map(|address| machine.function(*address));
-    let functions = functions.collect::<Result<Vec<_>, _>>()?;
-    for function in functions.iter().filter(|function| !is_taken(function)) {
-        may_be_taken(machine, function, &together)?;
+    let functions = all(functions.iter().map(|address| machine.function(*address)))?;
+    let free = functions.iter().filter(|function| !is_taken(function));
+    all(free.map(|function| may_be_taken(machine, function, &together)))?;
+    if !functions.iter().all(is_taken) {
+        machine.need_root()?;
+        load_vfio_pci(machine)?;
     }
-    if functions.iter().all(is_taken) {
-        return Ok(functions.iter().map(|function| moved(function, VFIO_PCI)).collect());
-    }
-    machine.need_root()?;
-    load_vfio_pci(machine)?;
-    functions.iter().map(|function| take(machine, function)).collect()
+    Ok(functions.iter().map(|function| Outcome::of(function, take(machine, function))).collect())
 }
 
 fn is_taken(function: &Function) -> bool {
     function.driver.as_deref() == Some(VFIO_PCI)
-}
-
-fn moved(function: &Function, to: &str) -> Moved {
-    Moved { address: function.address, from: function.driver.clone(), to: Some(to.to_owned()) }
 }
 
 /// Whatever speaks against it.
@@ -213,13 +238,14 @@ fn load_vfio_pci(machine: &Machine) -> Result<(), HostError> {
 }
 
 fn take(machine: &Machine, function: &Function) -> Result<Moved, HostError> {
-    let Function { address, driver, .. } = function;
-    if !is_taken(function) {
-        hand_over(machine, *address, driver.as_deref(), VFIO_PCI)?;
-        // Only a convenience of `unbind`, which finds a driver without it.
-        let _ = machine.create(format!("{TAKEN}/{address}"), driver.as_deref().unwrap_or_default());
+    if is_taken(function) {
+        return Ok(Moved::unchanged(function));
     }
-    Ok(moved(function, VFIO_PCI))
+    let Function { address, driver, .. } = function;
+    hand_over(machine, *address, driver.as_deref(), VFIO_PCI)?;
+    // Only a convenience of `unbind`, which finds a driver without it.
+    let _ = machine.create(format!("{TAKEN}/{address}"), driver.as_deref().unwrap_or_default());
+    Ok(Moved { address: *address, from: driver.clone(), to: Some(VFIO_PCI.to_owned()) })
 }
 
 /// Moves a function from a driver to another. If that fails it is with the first one again, as far as that will have it.
@@ -272,36 +298,29 @@ fn let_go(machine: &Machine, address: Address, driver: &str) -> Result<(), HostE
 }
 
 /// Gives functions that vfio-pci has back to the driver that they were taken from; to `driver` if that is given. A
-/// function that vfio-pci does not have is left as it is.
+/// function that vfio-pci does not have is left as it is. As with [`bind`] either nothing is moved, or whatever can be.
 pub fn unbind(
     machine: &Machine,
     functions: &[Address],
     driver: Option<&str>,
     daemon: Option<&Daemon>,
-) -> Result<Vec<Moved>, HostError> {
-    let functions = functions.iter().map(|address| machine.function(*address));
-    let functions = functions.collect::<Result<Vec<_>, _>>()?;
-    for function in functions.iter().filter(|function| is_taken(function)) {
-        if let Some(by) = machine.user_space_use(function.address, daemon) {
-            return HostError::refused(format!("{} is in use: {by}", function.address));
-        }
+) -> Result<Vec<Outcome>, HostError> {
+    let functions = all(functions.iter().map(|address| machine.function(*address)))?;
+    let taken = || functions.iter().filter(|function| is_taken(function));
+    all(taken().map(|function| match machine.user_space_use(function.address, daemon) {
+        Some(by) => HostError::refused(format!("{} is in use: {by}", function.address)),
+        None => Ok(()),
+    }))?;
+    if taken().next().is_some() {
+        machine.need_root()?;
     }
-    if !functions.iter().any(is_taken) {
-        let unchanged = |function: &Function| Moved {
-            address: function.address,
-            from: function.driver.clone(),
-            to: function.driver.clone(),
-        };
-        return Ok(functions.iter().map(unchanged).collect());
-    }
-    machine.need_root()?;
-    functions.iter().map(|function| give_back(machine, function, driver)).collect()
+    Ok(functions.iter().map(|function| Outcome::of(function, give_back(machine, function, driver))).collect())
 }
 
 fn give_back(machine: &Machine, function: &Function, driver: Option<&str>) -> Result<Moved, HostError> {
     let address = function.address;
     if !is_taken(function) {
-        return Ok(Moved { address, from: function.driver.clone(), to: function.driver.clone() });
+        return Ok(Moved::unchanged(function));
     }
     let record = format!("{TAKEN}/{address}");
     let alias = || machine.kernel().module_for(&machine.text(Machine::device(address, "modalias"))?);

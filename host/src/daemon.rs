@@ -28,6 +28,17 @@ pub struct Relay {
     pub cpus: Vec<u32>,
 }
 
+/// What the configuration asks of a daemon, whether one runs or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// CPUs of its workers.
+    pub cpus: Vec<u32>,
+    /// Where its sockets will be.
+    pub directory: PathBuf,
+    /// Its relays.
+    pub relays: Vec<Relay>,
+}
+
 impl Daemon {
     /// The relay that has this VF.
     pub fn relay_of(&self, function: Address) -> Option<&Relay> {

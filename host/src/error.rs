@@ -6,7 +6,7 @@ use std::path::Path;
 use thiserror::Error;
 
 /// A sentence that names the thing, the cause and the remedy.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum HostError {
     /// It was looked at and refused; nothing was changed.
     #[error("{0}")]
@@ -24,6 +24,9 @@ impl HostError {
     /// A file that could not be written.
     pub(crate) fn writing(file: &Path, cause: &io::Error) -> Self {
         let remedy = match cause.kind() {
+            io::ErrorKind::ReadOnlyFilesystem if !file.components().any(|part| part.as_os_str() == "sys") => {
+                "; the file system is mounted read-only: run this on the host, or mount -o remount,rw the file system"
+            }
             io::ErrorKind::ReadOnlyFilesystem => {
                 "; sysfs is mounted read-only, as in most containers: run this on the host, or mount -o remount,rw /sys"
             }

@@ -186,7 +186,6 @@ impl Machine {
         let function = self.function(address).ok()?;
         let interface = function.interfaces.first();
         let settings = interface.and_then(|name| self.kernel().vf_settings(name).ok()).unwrap_or_default();
-        let info = interface.and_then(|name| self.kernel().driver_info(name).ok());
         let vfs = self.vfs_of(address);
         let vfs = vfs.into_iter().filter_map(|(index, vf)| {
             Some(VirtualFunction {
@@ -201,10 +200,26 @@ impl Machine {
             num_vfs: self.number(Self::device(address, "sriov_numvfs")).unwrap_or(0),
             up: interface.is_some_and(|name| self.is_up(name)),
             carrier: interface.is_some_and(|name| self.has_carrier(name)),
-            firmware: info.map(|info| info.firmware).filter(|firmware| !firmware.is_empty()),
+            firmware: self.firmware(&function),
             vfs: vfs.collect(),
             function,
         })
+    }
+
+    /// Version of a function's firmware. Devlink has the versions of all parts, of which `fw` stands for the whole; most
+    /// drivers tell only ethtool, and that by its ioctl (ethtool's netlink family has no message for it).
+    fn firmware(&self, function: &Function) -> Option<String> {
+        let versions = self.kernel().running_versions(function.address).unwrap_or_default();
+        if let Some(whole) = versions.iter().find(|version| version.name == "fw") {
+            return Some(whole.value.clone());
+        }
+        let parts = versions.iter().filter(|version| version.name.starts_with("fw."));
+        let parts: Vec<String> = parts.map(|part| format!("{} {}", part.name, part.value)).collect();
+        if !parts.is_empty() {
+            return Some(parts.join(", "));
+        }
+        let info = self.kernel().driver_info(function.interfaces.first()?).ok()?;
+        Some(info.firmware).filter(|firmware| !firmware.is_empty())
     }
 
     /// VFs of a PF, by number.
@@ -271,6 +286,27 @@ mod tests {
         let vf = &pf.vfs[1];
         assert_eq!((vf.index, vf.function.driver.as_deref()), (Some(1), Some("igbvf")));
         assert_eq!(vf.settings.as_ref().unwrap().mac, "52:54:00:00:00:11");
+    }
+
+    #[test]
+    fn firmware_is_asked_of_devlink_first_and_of_ethtool_where_that_has_none() {
+        const PF: &str = "0000:03:00.0";
+        let firmware = |recorded: Recorded| {
+            let inventory = Inventory::of(&recorded.machine(), None);
+            inventory.physical_functions[0].firmware.clone().unwrap_or_default()
+        };
+        assert_eq!(firmware(hosts::i350().runs(PF, &[("asic.id", "1")])), "1.63, 0x800009fa");
+        assert_eq!(
+            firmware(hosts::i350().runs(PF, &[("fw.mgmt", "7.3.2"), ("fw.app", "1.3.30.0")])),
+            "fw.mgmt 7.3.2, fw.app 1.3.30.0"
+        );
+        assert_eq!(
+            firmware(hosts::i350().runs(PF, &[("fw.psid", "MT_1"), ("fw", "16.35.2000")])),
+            "16.35.2000"
+        );
+        // Without an interface only devlink can be asked.
+        let bare = hosts::i350().without("/sys/bus/pci/devices/0000:03:00.0/net");
+        assert_eq!(firmware(bare.runs(PF, &[("fw", "16.35.2000")])), "16.35.2000");
     }
 
     #[test]

@@ -3,16 +3,21 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pmd::MacAddress;
 use pmd::pci::DriverInfo;
+use pmd::{Address, MacAddress};
 use serde::Serialize;
 
+use crate::devlink::{self, Version};
 use crate::netlink;
+
+/// `O_EXCL` of `fcntl.h`.
+const O_EXCL: i32 = rustix::fs::OFlags::EXCL.bits().cast_signed();
 
 /// What a PF has set for one of its VFs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -49,6 +54,44 @@ impl VfChange {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// One by one: a driver that does not know one may take the others.
+    pub(crate) fn settings(&self) -> Vec<VfSetting> {
+        let Self { mac, vlan, trust, spoof_check } = *self;
+        let settings = [
+            mac.map(VfSetting::Mac),
+            vlan.map(|(vlan, priority)| VfSetting::Vlan(vlan, priority)),
+            trust.map(VfSetting::Trust),
+            spoof_check.map(VfSetting::SpoofCheck),
+        ];
+        settings.into_iter().flatten().collect()
+    }
+}
+
+/// One of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VfSetting {
+    /// Address.
+    Mac(MacAddress),
+    /// VLAN, 0 for none, and priority.
+    Vlan(u32, u32),
+    /// Trust.
+    Trust(bool),
+    /// Spoof check.
+    SpoofCheck(bool),
+}
+
+/// As it is written for `vfs set`.
+impl fmt::Display for VfSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let switch = |on: bool| if on { "on" } else { "off" };
+        match self {
+            Self::Mac(mac) => write!(f, "--mac {mac}"),
+            Self::Vlan(vlan, priority) => write!(f, "--vlan {vlan}:{priority}"),
+            Self::Trust(on) => write!(f, "--trust {}", switch(*on)),
+            Self::SpoofCheck(on) => write!(f, "--spoofchk {}", switch(*on)),
+        }
+    }
 }
 
 /// The kernel of a machine.
@@ -71,14 +114,20 @@ pub trait Kernel: fmt::Debug {
     /// What the PF of network interface `pf` has set for its VFs, in order.
     fn vf_settings(&self, pf: &str) -> io::Result<Vec<VfSettings>>;
 
-    /// Sets a VF of it.
-    fn set_vf(&self, pf: &str, index: u32, change: &VfChange) -> io::Result<()>;
+    /// Sets something for a VF of it.
+    fn set_vf(&self, pf: &str, index: u32, setting: VfSetting) -> io::Result<()>;
 
     /// Brings a network interface up.
     fn set_up(&self, interface: &str) -> io::Result<()>;
 
-    /// Driver and firmware of a network interface.
+    /// The versions that a function runs, by devlink.
+    fn running_versions(&self, function: Address) -> io::Result<Vec<Version>>;
+
+    /// Driver and firmware of a network interface, by ethtool's ioctl.
     fn driver_info(&self, interface: &str) -> io::Result<DriverInfo>;
+
+    /// Whether the kernel itself holds this disk or partition: a file system, swap, RAID, LVM, ZFS.
+    fn claims(&self, disk: &Path) -> bool;
 
     /// Has systemd read its units anew, where it runs.
     fn reload_units(&self) -> Result<(), String>;
@@ -130,16 +179,26 @@ impl Kernel for Linux {
         netlink::vf_settings(pf)
     }
 
-    fn set_vf(&self, pf: &str, index: u32, change: &VfChange) -> io::Result<()> {
-        netlink::set_vf(pf, index, change)
+    fn set_vf(&self, pf: &str, index: u32, setting: VfSetting) -> io::Result<()> {
+        netlink::set_vf(pf, index, setting)
     }
 
     fn set_up(&self, interface: &str) -> io::Result<()> {
         netlink::set_up(interface)
     }
 
+    fn running_versions(&self, function: Address) -> io::Result<Vec<Version>> {
+        devlink::running(function)
+    }
+
     fn driver_info(&self, interface: &str) -> io::Result<DriverInfo> {
         pmd::pci::driver_info(interface)
+    }
+
+    fn claims(&self, disk: &Path) -> bool {
+        // open(2): without O_CREAT, O_EXCL on a block device fails where the kernel uses it, and harms nobody else.
+        let opened = fs::OpenOptions::new().read(true).custom_flags(O_EXCL).open(disk);
+        opened.is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
     }
 
     fn reload_units(&self) -> Result<(), String> {

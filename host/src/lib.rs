@@ -8,7 +8,7 @@
 //!   doctor ─┐                                  ┌─▶ files: sysfs, proc, etc, run
 //!   vfs ────┤                                  │
 //!   bind ───┼─▶ inventory, usage ─▶ Machine ───┤
-//!   rebind ─┤                                  └─▶ Kernel: writes, modules, rtnetlink, ethtool
+//!   rebind ─┤                                  └─▶ Kernel: writes, modules, netlink, ethtool
 //!   noiommu ┘
 //! ```
 //!
@@ -16,6 +16,7 @@
 
 pub mod bind;
 pub mod daemon;
+pub mod devlink;
 pub mod doctor;
 mod error;
 pub mod inventory;
@@ -31,7 +32,7 @@ pub mod tree;
 pub mod usage;
 pub mod vfs;
 
-pub use daemon::Daemon;
+pub use daemon::{Daemon, Plan};
 pub use error::HostError;
 pub use kernel::{Kernel, Linux};
 pub use machine::Machine;

@@ -1,8 +1,12 @@
-//! rtnetlink(7): what a PF has set for its VFs, and how it is set.
+//! Netlink: one request, one answer. And rtnetlink(7): what a PF has set for its VFs, and how it is set.
 
+use std::fmt;
 use std::io;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage, LinkVfInfo, VfInfo, VfInfoMac, VfInfoSpoofCheck,
@@ -12,14 +16,14 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use pmd::MacAddress;
 
-use crate::kernel::{VfChange, VfSettings};
+use crate::kernel::{VfSetting, VfSettings};
 
 /// What the PF `interface` has set for its VFs, in order.
 pub(crate) fn vf_settings(interface: &str) -> io::Result<Vec<VfSettings>> {
     let mut link = LinkMessage::default();
     link.attributes.push(LinkAttribute::IfName(interface.to_owned()));
     link.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::Vf]));
-    let reply = exchange(RouteNetlinkMessage::GetLink(link), NLM_F_REQUEST)?;
+    let reply = route(RouteNetlinkMessage::GetLink(link), NLM_F_REQUEST)?;
     let Some(RouteNetlinkMessage::NewLink(link)) = reply else { return Ok(Vec::new()) };
     let list = link.attributes.into_iter().find_map(|attribute| match attribute {
         LinkAttribute::VfInfoList(list) => Some(list),
@@ -47,23 +51,18 @@ fn settings(info: &LinkVfInfo) -> VfSettings {
     vf
 }
 
-/// Sets VF `index` of the PF `interface`: one request for each setting, as `ip link` does, since drivers stop at the first
-/// that they do not know.
-pub(crate) fn set_vf(interface: &str, index: u32, change: &VfChange) -> io::Result<()> {
-    let VfChange { mac, vlan, trust, spoof_check } = change;
-    let wanted = [
-        mac.map(|mac| VfInfo::Mac(VfInfoMac::new(index, &mac.0))),
-        vlan.map(|(vlan, qos)| VfInfo::Vlan(VfInfoVlan::new(index, vlan, qos))),
-        trust.map(|on| VfInfo::Trust(VfInfoTrust::new(index, on))),
-        spoof_check.map(|on| VfInfo::SpoofCheck(VfInfoSpoofCheck::new(index, on))),
-    ];
-    for info in wanted.into_iter().flatten() {
-        let mut link = LinkMessage::default();
-        link.attributes.push(LinkAttribute::IfName(interface.to_owned()));
-        link.attributes.push(LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])]));
-        exchange(RouteNetlinkMessage::SetLink(link), NLM_F_REQUEST | NLM_F_ACK)?;
-    }
-    Ok(())
+/// Sets something for VF `index` of the PF `interface`.
+pub(crate) fn set_vf(interface: &str, index: u32, setting: VfSetting) -> io::Result<()> {
+    let info = match setting {
+        VfSetting::Mac(mac) => VfInfo::Mac(VfInfoMac::new(index, &mac.0)),
+        VfSetting::Vlan(vlan, priority) => VfInfo::Vlan(VfInfoVlan::new(index, vlan, priority)),
+        VfSetting::Trust(on) => VfInfo::Trust(VfInfoTrust::new(index, on)),
+        VfSetting::SpoofCheck(on) => VfInfo::SpoofCheck(VfInfoSpoofCheck::new(index, on)),
+    };
+    let mut link = LinkMessage::default();
+    link.attributes.push(LinkAttribute::IfName(interface.to_owned()));
+    link.attributes.push(LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])]));
+    route(RouteNetlinkMessage::SetLink(link), NLM_F_REQUEST | NLM_F_ACK).map(drop)
 }
 
 /// Brings an interface up.
@@ -72,23 +71,31 @@ pub(crate) fn set_up(interface: &str) -> io::Result<()> {
     link.header.flags = LinkFlags::Up;
     link.header.change_mask = LinkFlags::Up;
     link.attributes.push(LinkAttribute::IfName(interface.to_owned()));
-    exchange(RouteNetlinkMessage::SetLink(link), NLM_F_REQUEST | NLM_F_ACK).map(drop)
+    route(RouteNetlinkMessage::SetLink(link), NLM_F_REQUEST | NLM_F_ACK).map(drop)
 }
 
-/// Sends a request, and waits for the one answer that it has.
-fn exchange(request: RouteNetlinkMessage, flags: u16) -> io::Result<Option<RouteNetlinkMessage>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
+/// Sends a request of rtnetlink, and waits for the one answer that it has.
+fn route(request: RouteNetlinkMessage, flags: u16) -> io::Result<Option<RouteNetlinkMessage>> {
+    exchange(NETLINK_ROUTE, request, flags)
+}
+
+/// Sends a request, and waits for the one answer that it has; `None`: done, without an answer.
+pub(crate) fn exchange<M>(protocol: isize, request: M, flags: u16) -> io::Result<Option<M>>
+where
+    M: NetlinkSerializable + NetlinkDeserializable + fmt::Debug,
+{
+    let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let mut header = NetlinkHeader::default();
     header.flags = flags;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
     let (bytes, _) = socket.recv_from_full()?;
-    let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes)
+    let reply = NetlinkMessage::<M>::deserialize(&bytes)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
     match reply.payload {
         NetlinkPayload::InnerMessage(message) => Ok(Some(message)),

@@ -77,12 +77,18 @@ pub fn enable(machine: &Machine, persist: bool) -> Result<Status, HostError> {
              kernel that has it, or build vfio with it",
         );
     }
-    machine.write(SWITCH, "Y")?;
+    // The file first: where it cannot be written nothing has been given up yet.
     if persist {
         machine.create(
             FILE,
             "# Written by port_control noiommu enable --persist\noptions vfio enable_unsafe_noiommu_mode=1\n",
         )?;
+    }
+    if let Err(error) = machine.write(SWITCH, "Y") {
+        if persist && !before.persistent {
+            let _ = fs::remove_file(machine.file(FILE));
+        }
+        return Err(error);
     }
     Ok(status(machine))
 }
@@ -120,6 +126,18 @@ mod tests {
         let off = disable(&machine).unwrap();
         assert_eq!(off, Status { enabled: Some(false), persistent: false, iommu: false });
         assert_eq!(disable(&machine).unwrap(), off);
+    }
+
+    #[test]
+    fn what_cannot_be_done_whole_is_not_done_at_all() {
+        let read_only = Recorded::new().loaded("vfio").with(SWITCH, "N\n").read_only();
+        let error = enable(&read_only.machine(), true).unwrap_err().to_string();
+        assert!(error.contains("read-only") && error.contains("remount,rw /sys"), "{error}");
+        assert_eq!(read_only.text(FILE), None);
+        let no_folder = Recorded::new().loaded("vfio").with(SWITCH, "N\n").with("/etc/modprobe.d", "");
+        let error = enable(&no_folder.machine(), true).unwrap_err().to_string();
+        assert!(error.contains("/etc/modprobe.d"), "{error}");
+        assert_eq!(no_folder.text(SWITCH).unwrap(), "N\n");
     }
 
     #[test]

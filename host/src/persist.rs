@@ -1,5 +1,7 @@
 //! Making VFs last: a systemd unit that makes them at every boot, before the daemon starts.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use crate::error::HostError;
@@ -28,8 +30,9 @@ fn unit_name(pf: pmd::Address) -> String {
     format!("virtio-forwarder-vfs-{pf}.service")
 }
 
-/// Writes the unit that gives a PF `count` VFs at every boot, with what is set for them now, and enables it.
-pub fn persist(machine: &Machine, name: &PfName, count: u32) -> Result<Lasting, HostError> {
+/// Writes the unit that gives a PF `count` VFs at every boot, with what is set for them now, and enables it. `program` is the
+/// path of `port_control`.
+pub fn persist(machine: &Machine, name: &PfName, count: u32, program: &Path) -> Result<Lasting, HostError> {
     let pf = find(machine, name)?;
     if count == 0 || count > pf.total_vfs {
         return HostError::refused(format!(
@@ -40,6 +43,15 @@ pub fn persist(machine: &Machine, name: &PfName, count: u32) -> Result<Lasting, 
             pf.name()
         ));
     }
+    let program = program.display().to_string();
+    if !program.starts_with('/')
+        || program.contains([' ', '%', '$', '"', '\'', '\\'])
+        || program.contains(char::is_control)
+    {
+        return HostError::refused(format!(
+            "a unit cannot name the program '{program}'; put port_control into /usr/bin or /usr/local/bin"
+        ));
+    }
     machine.need_root()?;
     let address = pf.function.address;
     let unit = unit_name(address);
@@ -48,8 +60,7 @@ pub fn persist(machine: &Machine, name: &PfName, count: u32) -> Result<Lasting, 
     let mut settings = Vec::new();
     for vf in pf.vfs.iter().filter(|vf| vf.index.is_some_and(|index| index < count)) {
         if let Some(words) = vf.settings.as_ref().and_then(words) {
-            settings
-                .push(format!("ExecStart=/usr/bin/port_control vfs set {} {words}\n", vf.function.address));
+            settings.push(format!("ExecStart={program} vfs set {} {words}\n", vf.function.address));
         }
     }
     let text = format!(
@@ -64,25 +75,36 @@ pub fn persist(machine: &Machine, name: &PfName, count: u32) -> Result<Lasting, 
          [Service]\n\
          Type=oneshot\n\
          RemainAfterExit=yes\n\
-         ExecStart=/usr/bin/port_control vfs create {address} {count} --up --wait 30\n\
+         ExecStart={program} vfs create {address} {count} --up --wait 30\n\
          {}\n\
          [Install]\n\
          WantedBy=multi-user.target\n",
         settings.concat()
     );
     machine.create(&path, &text)?;
+    if let Err(error) = enable(machine, &unit, &path) {
+        // A unit that nobody starts would only look as if it did something.
+        if !was_present {
+            let _ = remove_file(machine, &path);
+        }
+        return Err(error);
+    }
+    reload(machine)?;
+    Ok(Lasting { unit, present: true, was_present })
+}
+
+/// What `systemctl enable` does, which needs no systemd that runs.
+fn enable(machine: &Machine, unit: &str, path: &str) -> Result<(), HostError> {
     let link = machine.file(format!("{UNITS}/{WANTED_BY}/{unit}"));
     if let Some(folder) = link.parent() {
         std::fs::create_dir_all(folder).map_err(|cause| HostError::writing(folder, &cause))?;
     }
-    match std::os::unix::fs::symlink(&path, &link) {
+    match std::os::unix::fs::symlink(path, &link) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(HostError::writing(&link, &error));
+            Err(HostError::writing(&link, &error))
         }
-        _ => {}
+        _ => Ok(()),
     }
-    reload(machine)?;
-    Ok(Lasting { unit, present: true, was_present })
 }
 
 /// Options of `vfs set` that say what is set now; `None` where nothing is.
@@ -139,6 +161,10 @@ mod tests {
     const LINK: &str =
         "/etc/systemd/system/multi-user.target.wants/virtio-forwarder-vfs-0000:03:00.0.service";
 
+    fn persist(machine: &Machine, name: &PfName, count: u32) -> Result<Lasting, HostError> {
+        super::persist(machine, name, count, Path::new("/usr/bin/port_control"))
+    }
+
     fn eno1() -> PfName {
         "eno1".parse().unwrap()
     }
@@ -169,6 +195,30 @@ mod tests {
     }
 
     #[test]
+    fn the_unit_names_the_program_that_wrote_it_where_it_can() {
+        let recorded = hosts::i350();
+        super::persist(&recorded.machine(), &eno1(), 2, Path::new("/usr/local/bin/port_control")).unwrap();
+        let unit = recorded.text(UNIT).unwrap();
+        assert_eq!(unit.matches("ExecStart=/usr/local/bin/port_control vfs ").count(), 3, "{unit}");
+        for program in ["/home/my files/port_control", "port_control", "/opt/100%/port_control"] {
+            let recorded = hosts::i350();
+            let error =
+                super::persist(&recorded.machine(), &eno1(), 2, Path::new(program)).unwrap_err().to_string();
+            assert!(error.contains(program) && error.contains("/usr/local/bin"), "{error}");
+            assert_eq!((recorded.written(), recorded.text(UNIT)), (vec![], None));
+        }
+    }
+
+    #[test]
+    fn a_unit_that_cannot_be_enabled_is_not_left_behind() {
+        // A plain file where the folder of links would be.
+        let recorded = hosts::i350().with("/etc/systemd/system/multi-user.target.wants", "");
+        let error = persist(&recorded.machine(), &eno1(), 2).unwrap_err().to_string();
+        assert!(error.contains("multi-user.target.wants"), "{error}");
+        assert_eq!(recorded.text(UNIT), None);
+    }
+
+    #[test]
     fn numbers_that_cannot_be_and_users_that_may_not_write_nothing() {
         for (recorded, count, words) in [
             (hosts::i350(), 8, "1 to 7"),
@@ -179,5 +229,10 @@ mod tests {
             assert!(error.contains(words), "{error}");
             assert_eq!((recorded.written(), recorded.text(UNIT)), (vec![], None));
         }
+        let recorded = hosts::i350();
+        persist(&recorded.machine(), &eno1(), 2).unwrap();
+        let recorded = recorded.without_root();
+        assert!(forget(&recorded.machine(), &eno1()).unwrap_err().to_string().contains("sudo"));
+        assert!(recorded.text(UNIT).is_some());
     }
 }

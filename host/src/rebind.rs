@@ -64,8 +64,9 @@ pub fn rebind(machine: &Machine, file: Option<&Path>, report: &mut dyn Report) -
             continue;
         }
         report.say(format_args!("binding: {address}"));
-        match bind(machine, &[address], &ours) {
-            Ok(_) => report.say(format_args!("{address} successfully bound to vfio-pci")),
+        let bound = bind(machine, &[address], &ours);
+        match bound.and_then(|outcomes| outcomes.into_iter().try_for_each(|one| one.result.map(drop))) {
+            Ok(()) => report.say(format_args!("{address} successfully bound to vfio-pci")),
             Err(error) => {
                 failures += 1;
                 report.complain(format_args!("{address} was not bound to vfio-pci: {error}"));
@@ -104,7 +105,8 @@ fn read(machine: &Machine, file: Option<&Path>) -> Result<(PathBuf, String), Hos
 /// The lines that say something, with their numbers from 1.
 fn lines(text: &str) -> Vec<(usize, Result<Line, String>)> {
     let mut lines = Vec::new();
-    for (number, line) in (1..).zip(text.lines()) {
+    // Editors of other systems put a mark at the beginning.
+    for (number, line) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
         let said = line.split('#').next().unwrap_or_default();
         let words: Vec<&str> = said.split_whitespace().collect();
         let result = match words[..] {
@@ -209,6 +211,13 @@ DEFAULT 0000:03:00.3   # all nodes
         );
         assert!(journal[5].contains(":4: "), "{journal:?}");
         assert_eq!(journal[7], "0000:03:00.3 successfully bound to vfio-pci");
+    }
+
+    #[test]
+    fn files_from_other_systems_are_understood() {
+        let (journal, result) =
+            run(&worker().with(FILES[0], "\u{feff}DEFAULT\t0000:03:00.1\r\n\r\nworker-0 03:00.2\r\n"));
+        assert_eq!((result, journal.len()), (Ok(0), 5), "{journal:?}");
     }
 
     #[test]

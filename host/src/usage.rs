@@ -83,7 +83,10 @@ impl fmt::Display for Use {
             ),
             Self::Mounted { disk, on } => write!(f, "its disk {disk} is mounted on {on} (umount {on})"),
             Self::Storage { disk, by } => {
-                write!(f, "its disk {disk} is in use by {by} (swapon, lsblk and dmsetup ls show more)")
+                write!(
+                    f,
+                    "its disk {disk} is in use by {by} (swapon, lsblk, dmsetup ls, btrfs filesystem show and zpool status show more)"
+                )
             }
         }
     }
@@ -170,18 +173,28 @@ impl Machine {
         let swaps = self.text("/proc/swaps").unwrap_or_default();
         disks.into_iter().find_map(|disk| {
             let number = self.text(format!("/sys/class/block/{disk}/dev"));
-            // ID, parent, major:minor, root, mount point
+            let node = format!("/dev/{disk}");
+            // ID, parent, major:minor, root, mount point, …, a dash, kind, source. Btrfs has a number of its own there, but
+            // names a disk as the source.
             let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| {
-                number.is_some() && fields.get(2).copied() == number.as_deref() && fields.len() > 4
+                let source =
+                    fields.iter().position(|field| *field == "-").and_then(|dash| fields.get(dash + 2));
+                fields.len() > 4
+                    && (number.is_some() && fields.get(2).copied() == number.as_deref()
+                        || source.is_some_and(|source| **source == *node))
             });
             if let Some(fields) = mount {
                 return Some(Use::Mounted { disk, on: fields[4].to_owned() });
             }
-            if swaps.lines().any(|line| line.split_whitespace().next() == Some(&format!("/dev/{disk}"))) {
+            if swaps.lines().any(|line| line.split_whitespace().next() == Some(&node)) {
                 return Some(Use::Storage { disk, by: "swap".to_owned() });
             }
-            let by = self.names(format!("/sys/class/block/{disk}/holders")).into_iter().next()?;
-            Some(Use::Storage { disk, by })
+            if let Some(by) = self.names(format!("/sys/class/block/{disk}/holders")).into_iter().next() {
+                return Some(Use::Storage { disk, by });
+            }
+            // A further disk of a btrfs, ZFS, another mount namespace: no file says so.
+            let claimed = self.kernel().claims(&self.file(&node));
+            claimed.then(|| Use::Storage { disk, by: "a file system or volume of the kernel's".to_owned() })
         })
     }
 
@@ -253,6 +266,13 @@ mod tests {
         let mounts = "22 1 259:1 / /srv/data rw,relatime shared:1 - ext4 /dev/nvme0n1p1 rw\n";
         assert!(
             used(&disk().with("/proc/self/mountinfo", mounts)).contains("nvme0n1p1 is mounted on /srv/data")
+        );
+        let btrfs = "22 1 0:45 /@ /srv/data rw,relatime shared:1 - btrfs /dev/nvme0n1p1 rw,subvol=/@\n";
+        assert!(
+            used(&disk().with("/proc/self/mountinfo", btrfs)).contains("nvme0n1p1 is mounted on /srv/data")
+        );
+        assert!(
+            used(&disk().claimed("nvme0n1p1")).contains("nvme0n1p1 is in use by a file system or volume")
         );
         let swaps = "Filename Type Size Used Priority\n/dev/nvme0n1p1 partition 1 0 -2\n";
         assert!(used(&disk().with("/proc/swaps", swaps)).contains("swap"));

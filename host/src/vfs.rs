@@ -109,10 +109,17 @@ pub fn create(
     machine.need_root()?;
     let address = pf.function.address;
     if count != pf.num_vfs {
+        let switch = Machine::device(address, "sriov_drivers_autoprobe");
+        let before = machine.text(&switch);
         if how.no_drivers {
-            machine.write(Machine::device(address, "sriov_drivers_autoprobe"), "0")?;
+            machine.write(&switch, "0")?;
         }
-        change(machine, &pf, count)?;
+        if let Err(error) = change(machine, &pf, count) {
+            if let Some(before) = before.filter(|_| how.no_drivers) {
+                let _ = machine.write(&switch, &before);
+            }
+            return Err(error);
+        }
     }
     if how.up {
         bring_up(machine, &pf)?;
@@ -250,18 +257,25 @@ pub fn set(machine: &Machine, vf: Address, change: &VfChange) -> Result<VfSettin
         );
     }
     machine.need_root()?;
-    machine.kernel().set_vf(&pf, index, change).map_err(|cause| {
-        HostError::Failed(format!(
-            "{pf} did not take that for its VF {index} ({vf}): {cause}; its driver may not know this setting (ip link show \
-             {pf} shows those that it has), or want the VF without a driver, or {pf} up"
-        ))
-    })?;
+    let refused = change.settings().into_iter().filter_map(|setting| {
+        let cause = machine.kernel().set_vf(&pf, index, setting).err()?;
+        Some(format!("{setting} ({cause})"))
+    });
+    let refused: Vec<String> = refused.collect();
     let now = machine.kernel().vf_settings(&pf).unwrap_or_default();
     let Some(now) = now.into_iter().find(|settings| settings.index == index) else {
         return Err(HostError::Failed(format!(
             "{pf} no longer shows its VF {index} ({vf}); dmesg may say why"
         )));
     };
+    if !refused.is_empty() {
+        return Err(HostError::Failed(format!(
+            "{pf} did not take {} for its VF {index} ({vf}), which has now: {}; its driver may not know this setting, or want \
+             the VF without a driver, or {pf} up",
+            refused.join(" and "),
+            describe(&now)
+        )));
+    }
     let kept = change.mac.is_none_or(|mac| mac.to_string() == now.mac)
         && change.vlan.is_none_or(|vlan| vlan == (now.vlan, now.qos))
         && (change.trust.is_none() || change.trust == now.trust)
@@ -428,6 +442,10 @@ mod tests {
         let error = result.unwrap_err().to_string();
         assert!(error.contains("2 VFs; it has 1 again") && error.contains("pci=realloc"), "{error}");
         assert_eq!(recorded.text(NUMBER).unwrap(), "1\n");
+        let how = Create { no_drivers: true, ..Create::default() };
+        create(&recorded.machine(), &name("eth0"), 2, how, None).unwrap_err();
+        let autoprobe = recorded.text("/sys/bus/pci/devices/0000:01:00.0/sriov_drivers_autoprobe").unwrap();
+        assert_eq!(autoprobe.trim(), "1");
     }
 
     #[test]
@@ -445,6 +463,26 @@ mod tests {
             "MAC 52:54:00:00:00:aa, VLAN 100 with priority 3, spoof check off, trust on"
         );
         assert_eq!(now.index, 1);
+    }
+
+    #[test]
+    fn one_setting_that_the_driver_does_not_know_does_not_keep_the_others() {
+        let recorded = hosts::bare().vfs(PF, 1).without_trust();
+        let change = VfChange {
+            mac: Some("52:54:00:00:00:01".parse().unwrap()),
+            trust: Some(true),
+            spoof_check: Some(false),
+            ..VfChange::default()
+        };
+        let error = set(&recorded.machine(), address(VF), &change).unwrap_err().to_string();
+        assert!(
+            error.contains("eth0 did not take --trust on (") && error.contains("not supported"),
+            "{error}"
+        );
+        assert!(
+            error.contains("which has now: MAC 52:54:00:00:00:01, VLAN none, spoof check off"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -7,6 +7,8 @@
 #   bind_vfio ADDR... hand PCI functions to vfio-pci, whatever drives them now
 #   kernel_vf ADDR NETDEV CIDR...  hand a VF to the kernel's igbvf and give it a name and addresses
 #   modules           modprobe finds the modules of the running kernel
+#   go_on_after_reboot FILE...  restarts the machine under systemd with these files and folders as they are now, and runs the
+#                     job again from its start, with LAB_BOOT one higher (1 at first; needs `# lab: REBOOT=systemd`)
 #   hugepages N       N pages of 2 MiB, and hugetlbfs on /dev/hugepages
 
 # The order matters: VFs first, PF up second, wait for link, MACs third, VF drivers last. Any other order leaves the
@@ -100,4 +102,17 @@ modules() {
 hugepages() {
     echo "$1" > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
     grep -q ' /dev/hugepages ' /proc/mounts || mount -t hugetlbfs nodev /dev/hugepages
+}
+
+go_on_after_reboot() {
+    # Of a job that has failed a check it is known at the end, too.
+    [ "${failures:-0}" = 0 ] || : > /lab-out/.failed
+    echo "$LAB_JOB" > /lab-out/.at
+    echo "$LAB_BOOT" > /lab-out/.boots
+    # An absolute path behind a link to a folder, such as /lib, is the folder's.
+    realpath --no-symlinks -- "$@" | sed 's|^/lib/|usr/lib/|; s|^/||' | tar -c -C / -f /lab-out/.keeping -T -
+    mv /lab-out/.keeping /lab-out/.kept
+    sync
+    echo b > /proc/sysrq-trigger
+    sleep 60
 }

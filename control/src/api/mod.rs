@@ -2,6 +2,7 @@
 //!
 //! Requests refuse unknown fields, so that a misspelt option is an error and not silence. Replies may gain fields.
 
+mod configuration;
 mod device;
 mod legacy;
 mod pci;
@@ -11,6 +12,7 @@ mod shown;
 mod statistics;
 mod worker;
 
+pub use configuration::{Configuration, ConfiguredRelay};
 pub(crate) use device::DeviceRequest;
 pub use device::{AddDevice, DeviceSpec, DeviceSpecError, RemoveDevice};
 pub use legacy::{LegacyError, Operation};

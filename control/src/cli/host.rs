@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use host::bind::{Moved, Target};
+use host::bind::{Moved, Outcome, Target};
 use host::daemon::Relay as HostRelay;
 use host::doctor::Met;
 use host::inventory::Inventory;
@@ -75,7 +75,7 @@ pub(super) enum Vfs {
         #[arg(long)]
         no_drivers: bool,
         /// Wait up to so many seconds for the PF to appear.
-        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=3600))]
         wait: u64,
     },
     /// Take all VFs of a PF away.
@@ -180,8 +180,7 @@ pub(super) fn run(verb: HostVerb, socket: &Path, json: bool) -> ExitCode {
         } else {
             print("status: ERROR\n");
         }
-        // If even stderr is gone, there is nobody to tell.
-        let _ = writeln!(io::stderr(), "error: {error}");
+        complain(&error);
         1
     }))
 }
@@ -197,7 +196,8 @@ fn run_on(machine: &Machine, verb: HostVerb, socket: &Path, json: bool) -> Resul
     let daemon = || met(socket);
     match verb {
         HostVerb::Doctor => {
-            let findings = doctor::examine(machine, &met(socket), env!("CARGO_PKG_VERSION"));
+            let findings =
+                doctor::examine(machine, &met(socket), &super::configured::ask(), env!("CARGO_PKG_VERSION"));
             let code = findings.status.exit_code();
             tell(json, &Told { text: findings.to_string(), value: &findings, code })
         }
@@ -224,7 +224,9 @@ fn run_on(machine: &Machine, verb: HostVerb, socket: &Path, json: bool) -> Resul
             tell(json, &Told { text: format!("{vf}: {}\n", vfs::describe(&now)), value: &now, code: 0 })
         }
         HostVerb::Vfs(Vfs::Persist { pf, count }) => {
-            lasting(json, &persist::persist(machine, &pf.name, count)?)
+            // Whoever is at /proc/self/exe will be there at the next boot, too; else where packages put it.
+            let program = std::env::current_exe().unwrap_or_else(|_| "/usr/bin/port_control".into());
+            lasting(json, &persist::persist(machine, &pf.name, count, &program)?)
         }
         HostVerb::Vfs(Vfs::Forget { pf }) => lasting(json, &persist::forget(machine, &pf.name)?),
         HostVerb::Bind { devices } => {
@@ -284,16 +286,55 @@ fn lasting(json: bool, lasting: &Lasting) -> Result<u8, HostError> {
     tell(json, &Told { text, value: lasting, code: 0 })
 }
 
-fn moved(json: bool, moved: &[Moved]) -> Result<u8, HostError> {
-    let line = |moved: &Moved| {
-        let name = |driver: &Option<String>| driver.clone().unwrap_or_else(|| "no driver".to_owned());
-        let (address, from, to) = (moved.address, name(&moved.from), name(&moved.to));
-        match moved.is_unchanged() {
-            true => format!("{address} is with {to} already\n"),
-            false => format!("{address} taken from {from}, now with {to}\n"),
+/// JSON of a function that was not moved, among those that were.
+#[derive(Serialize)]
+struct NotMoved {
+    pci_addr: String,
+    error: String,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum JsonOutcome<'a> {
+    Moved(&'a Moved),
+    NotMoved(NotMoved),
+}
+
+fn moved(json: bool, outcomes: &[Outcome]) -> Result<u8, HostError> {
+    let mut text = String::new();
+    let mut value = Vec::new();
+    let mut code = 0;
+    for Outcome { address, result } in outcomes {
+        match result {
+            Ok(moved) => {
+                let name = |driver: &Option<String>| driver.clone().unwrap_or_else(|| "no driver".to_owned());
+                let (from, to) = (name(&moved.from), name(&moved.to));
+                text.push_str(&match moved.is_unchanged() {
+                    true => format!("{address} is with {to} already\n"),
+                    false => format!("{address} taken from {from}, now with {to}\n"),
+                });
+                value.push(JsonOutcome::Moved(moved));
+            }
+            Err(error) => {
+                code = 1;
+                complain(error);
+                let error = error.to_string();
+                value.push(JsonOutcome::NotMoved(NotMoved { pci_addr: address.to_string(), error }));
+            }
         }
-    };
-    tell(json, &Told { text: moved.iter().map(line).collect(), value: &moved, code: 0 })
+    }
+    if code != 0 {
+        text.push_str("status: ERROR\n");
+    }
+    tell(json, &Told { text, value: &value, code })
+}
+
+/// A line for each reason.
+fn complain(error: &HostError) {
+    for line in error.to_string().lines() {
+        // If even stderr is gone, there is nobody to tell.
+        let _ = writeln!(io::stderr(), "error: {line}");
+    }
 }
 
 fn tell<T: Serialize>(json: bool, told: &Told<'_, T>) -> Result<u8, HostError> {

@@ -9,6 +9,7 @@
 //! ```
 
 mod compatible;
+mod configured;
 mod host;
 mod legacy_text;
 mod native;
@@ -18,6 +19,7 @@ mod table;
 mod verb;
 
 use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -32,6 +34,8 @@ enum Invocation {
     Daemon { socket: PathBuf, verb: Verb, style: Style },
     /// Something is asked of this machine; the daemon's socket, and whether to print JSON.
     Host { socket: PathBuf, verb: HostVerb, json: bool },
+    /// A script for a shell.
+    Completions(Vec<u8>),
 }
 
 /// What follows from words that ask for nothing to be done.
@@ -65,6 +69,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match invocation {
         Ok(Invocation::Daemon { socket, verb, style }) => style.report(verb.run(&Client::new(socket))),
         Ok(Invocation::Host { socket, verb, json }) => host::run(verb, &socket, json),
+        Ok(Invocation::Completions(script)) => match io::stdout().write_all(&script) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+            _ => ExitCode::SUCCESS,
+        },
         Err(Refusal::Usage(error)) => {
             // Nothing can be done if the terminal is gone.
             let _ = error.print();

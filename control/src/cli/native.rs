@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 use super::host::HostVerb;
 use super::report::Style;
@@ -87,6 +88,12 @@ enum Words {
     },
     #[command(flatten)]
     Host(HostVerb),
+    /// Print what makes a shell complete the words of this command; packages install it.
+    #[command(hide = true)]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
 }
 
 #[derive(Args)]
@@ -141,6 +148,7 @@ pub(super) fn parse(args: &[OsString]) -> Result<Invocation, Refusal> {
         Words::Host(verb) => {
             return Ok(Invocation::Host { socket: common.control_socket, verb, json: common.json });
         }
+        Words::Completions { shell } => return Ok(Invocation::Completions(completions(shell))),
         Words::QueryPci { vhost_path } => Verb::QueryPci { vhost_path },
         Words::List { virtio_id } => Verb::List { id: virtio_id },
         Words::Stats { virtio_id, include_inactive, delay } => {
@@ -151,13 +159,18 @@ pub(super) fn parse(args: &[OsString]) -> Result<Invocation, Refusal> {
     Ok(Invocation::Daemon { socket: common.control_socket, verb, style })
 }
 
+fn completions(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut CommandLine::command(), "port_control", &mut script);
+    script
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_definition_of_the_options_is_sound() {
-        use clap::CommandFactory;
         CommandLine::command().debug_assert();
     }
 }

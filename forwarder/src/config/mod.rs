@@ -20,7 +20,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use control::api::DeviceSpec;
+use control::api::{Configuration, ConfiguredRelay, Cpus, DeviceSpec};
 use control::server::ServerConfig;
 use host::bind::Target;
 use pmd::vf::Wishes;
@@ -36,7 +36,7 @@ pub use options::{Command, CommandLine, Options};
 pub use sockets::SocketPattern;
 use validate::Validator;
 
-use crate::placement::Pins;
+use crate::placement::{Pins, cpus_of};
 use crate::worker::Idle;
 
 /// Directory of the vhost-user sockets, as the documentation of the C daemon has it.
@@ -200,6 +200,22 @@ impl Config {
     /// What the VFs of relays are asked for, where anything is set.
     pub fn wishes(&self) -> BTreeMap<u32, Wishes> {
         self.relay.iter().map(|(id, relay)| (*id, relay.wishes.clone())).collect()
+    }
+
+    /// What a machine has to be prepared for.
+    pub fn summary(&self) -> Configuration {
+        let cpu = |cpu: usize| u32::try_from(cpu).ok();
+        let relay = |id| {
+            let device = self.devices.iter().find(|device| device.relay == id).map(|one| one.device.clone());
+            let (vf_to_vm, vm_to_vf) = cpus_of(id, &self.cpus, &self.pins).unzip();
+            let cpus = Cpus { vf_to_vm: vf_to_vm.and_then(cpu), vm_to_vf: vm_to_vf.and_then(cpu) };
+            ConfiguredRelay { id, device, cpus }
+        };
+        Configuration {
+            cpus: self.cpus.iter().copied().filter_map(cpu).collect(),
+            vhost_path: self.sockets.directory.clone(),
+            relays: (0..self.relays).map(relay).collect(),
+        }
     }
 
     /// Reads the files and puts everything together. The notices are for the log, once it is open.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
 use super::layer::{Layer, Notice, Origin, Sourced};
 
@@ -34,6 +35,19 @@ pub enum Command {
         /// How long.
         #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
+    },
+    /// Print what the configuration comes to, as JSON: workers, relays, devices at start. Exits with 78, and the mistakes, where
+    /// it cannot be used.
+    Config {
+        /// As for the daemon.
+        #[command(flatten)]
+        options: Box<Options>,
+    },
+    /// Print what makes a shell complete the words of this command; packages install it.
+    #[command(hide = true)]
+    Completions {
+        /// The shell.
+        shell: Shell,
     },
     /// Hand what the configuration lists (bind-vfio-pci) to vfio-pci, and end. The daemon does so, too; in a unit that may
     /// not write to /sys this goes before it.

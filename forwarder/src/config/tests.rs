@@ -334,6 +334,37 @@ fn high_log_levels_are_clamped_as_in_the_c_daemon() {
 }
 
 #[test]
+fn what_a_machine_is_prepared_for_is_told_whether_a_daemon_runs_or_not() {
+    let scene = Scene::new()
+        .with("defaults", "VIRTIOFWD_STATIC_VFS=(0000:05:08.1=1)\nVIRTIOFWD_CPU_PINS=(2:4,6)\n")
+        .with("config.toml", "cpus = \"2,4,6\"\nrelays = 5\nvhost-path = \"/srv/sockets\"\n");
+    let summary = scene.config("").summary();
+    assert_eq!((summary.cpus, summary.vhost_path), (vec![2, 4, 6], "/srv/sockets".into()));
+    let told: Vec<_> = summary
+        .relays
+        .iter()
+        .map(|relay| {
+            (
+                relay.id,
+                relay.device.as_ref().map(ToString::to_string),
+                relay.cpus.vf_to_vm,
+                relay.cpus.vm_to_vf,
+            )
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (0, None, Some(2), Some(2)),
+            (1, Some("0000:05:08.1".to_owned()), Some(4), Some(4)),
+            (2, None, Some(4), Some(6)),
+            (3, None, Some(2), Some(2)),
+            (4, None, Some(4), Some(4)),
+        ]
+    );
+}
+
+#[test]
 fn the_files_that_we_ship_are_valid() {
     let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
     let ship = |name: &str| fs::read_to_string(packaging.join(name)).unwrap();

@@ -13,9 +13,23 @@ fn host() -> Recorded {
     hosts::prepared().function(VF, "8086:1520", "igbvf", Some(31)).interface("v0", Some(VF))
 }
 
+/// The first failure of all, whether nothing was moved or something.
+fn good(result: Result<Vec<Outcome>, HostError>) -> Result<Vec<Moved>, HostError> {
+    result?.into_iter().map(|outcome| outcome.result).collect()
+}
+
 fn try_bind(recorded: &Recorded, functions: &[&str]) -> Result<Vec<Moved>, HostError> {
     let functions: Vec<Address> = functions.iter().map(|text| address(text)).collect();
-    bind(&recorded.machine(), &functions, &BTreeSet::new())
+    good(bind(&recorded.machine(), &functions, &BTreeSet::new()))
+}
+
+fn try_unbind(
+    recorded: &Recorded,
+    function: &str,
+    driver: Option<&str>,
+    daemon: Option<&Daemon>,
+) -> Result<Vec<Moved>, HostError> {
+    good(unbind(&recorded.machine(), &[address(function)], driver, daemon))
 }
 
 fn refused(recorded: &Recorded, functions: &[&str], words: &[&str]) {
@@ -43,7 +57,7 @@ fn a_function_is_taken_by_driver_override_alone_and_given_back_to_its_driver() {
             format!("/run/port_control/taken/{VF} igbvf"),
         ]
     );
-    let moved = unbind(&recorded.machine(), &[address(VF)], None, None).unwrap();
+    let moved = try_unbind(&recorded, VF, None, None).unwrap();
     assert_eq!((moved[0].from.as_deref(), moved[0].to.as_deref()), (Some("vfio-pci"), Some("igbvf")));
     assert_eq!(recorded.driver_of(VF).as_deref(), Some("igbvf"));
     // Whoever probes next is free to choose.
@@ -57,7 +71,7 @@ fn already_bound_is_success_for_anybody_and_changes_nothing() {
     assert!(try_bind(&recorded, &[VF]).unwrap()[0].is_unchanged());
     assert_eq!(recorded.written(), [""; 0]);
     let recorded = host().without_root();
-    assert!(unbind(&recorded.machine(), &[address(VF)], None, None).unwrap()[0].is_unchanged());
+    assert!(try_unbind(&recorded, VF, None, None).unwrap()[0].is_unchanged());
 }
 
 #[test]
@@ -125,6 +139,21 @@ fn who_may_not_is_told_and_nothing_changes() {
 }
 
 #[test]
+fn who_may_not_give_back_is_told_and_nothing_changes() {
+    let held = || hosts::prepared().function(VF, "8086:1520", "vfio-pci", Some(31)).loadable(&["igbvf"]);
+    for (recorded, words) in [
+        (held().without_root(), "only root"),
+        (held().read_only(), "remount,rw /sys"),
+        (held().stubborn("vfio-pci"), "vfio-pci has not let go of 0000:03:10.0 within"),
+    ] {
+        let error = try_unbind(&recorded, VF, Some("igbvf"), None).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+        let wish = recorded.text("/sys/bus/pci/devices/0000:03:10.0/driver_override").unwrap();
+        assert_eq!((recorded.driver_of(VF).as_deref(), wish.trim()), (Some(VFIO_PCI), "(null)"), "{error}");
+    }
+}
+
+#[test]
 fn a_driver_that_does_not_let_go_is_named_after_the_time_limit() {
     let recorded = host().stubborn("igbvf");
     let error = try_bind(&recorded, &[VF]).unwrap_err().to_string();
@@ -145,7 +174,7 @@ fn a_function_that_vfio_refuses_goes_back_where_it_was() {
 #[test]
 fn it_is_given_back_to_the_driver_that_is_named_or_that_its_kind_has() {
     let held = || hosts::prepared().function(VF, "8086:1520", "vfio-pci", Some(31));
-    let give = |recorded: &Recorded, driver| unbind(&recorded.machine(), &[address(VF)], driver, None);
+    let give = |recorded: &Recorded, driver| try_unbind(recorded, VF, driver, None);
     let moved = give(&held().loadable(&["uio_pci_generic"]), Some("uio_pci_generic")).unwrap();
     assert_eq!(moved[0].to.as_deref(), Some("uio_pci_generic"));
     let by_kind = held().loadable(&["igbvf"]).sriov(PF, 7, &[], "8086:1520", Some("igbvf"));
@@ -165,12 +194,52 @@ fn it_is_not_taken_from_a_relay_or_a_vm() {
         ..Daemon::default()
     };
     let held = || hosts::prepared().function(VF, "8086:1520", "vfio-pci", Some(31));
-    let error = unbind(&held().machine(), &[address(VF)], None, Some(&daemon)).unwrap_err().to_string();
+    let error = try_unbind(&held(), VF, None, Some(&daemon)).unwrap_err().to_string();
     assert!(error.contains("relay 1") && error.contains("port_control remove --virtio-id 1"), "{error}");
     let vm = held().link("/proc/12/fd/7", "/dev/vfio/31").with("/proc/12/comm", "qemu-kvm\n");
-    let error = unbind(&vm.machine(), &[address(VF)], None, None).unwrap_err().to_string();
+    let error = try_unbind(&vm, VF, None, None).unwrap_err().to_string();
     assert!(error.contains("process 12 (qemu-kvm)"), "{error}");
     assert_eq!(vm.written(), [""; 0]);
+}
+
+#[test]
+fn every_reason_against_several_is_told_and_nothing_changes() {
+    let recorded =
+        host().up("v0").function(OTHER, "8086:1520", "igbvf", Some(32)).interface("v1", Some(OTHER)).up("v1");
+    refused(&recorded, &[VF, OTHER], &["v0 is up", "\n", "v1 is up"]);
+    let words = ["0000:99:00.0", "eth9", VF].map(|word| word.parse().unwrap());
+    let error = resolve(&recorded.machine(), &words).unwrap_err().to_string();
+    assert!(
+        error.contains("no PCI device 0000:99:00.0")
+            && error.contains("\nthere is no network interface 'eth9'"),
+        "{error}"
+    );
+}
+
+#[test]
+fn one_that_cannot_be_moved_does_not_keep_the_others() {
+    let second = || host().function(OTHER, "8086:1520", "ixgbevf", Some(32));
+    let recorded = second().stubborn("igbvf");
+    let outcomes = bind(&recorded.machine(), &[address(VF), address(OTHER)], &BTreeSet::new()).unwrap();
+    assert!(
+        outcomes[0].result.as_ref().unwrap_err().to_string().contains("igbvf has not let go of 0000:03:10.0")
+    );
+    assert_eq!(
+        (outcomes[1].address, outcomes[1].result.as_ref().unwrap().to.as_deref()),
+        (address(OTHER), Some(VFIO_PCI))
+    );
+    assert_eq!(recorded.driver_of(OTHER).as_deref(), Some(VFIO_PCI));
+
+    let recorded = second();
+    try_bind(&recorded, &[VF, OTHER]).unwrap();
+    let recorded = recorded.refusing("igbvf");
+    let outcomes = unbind(&recorded.machine(), &[address(VF), address(OTHER)], None, None).unwrap();
+    assert!(outcomes[0].result.as_ref().unwrap_err().to_string().contains("igbvf refused it"));
+    assert_eq!(outcomes[1].result.as_ref().unwrap().to.as_deref(), Some("ixgbevf"));
+    assert_eq!(
+        (recorded.driver_of(VF).as_deref(), recorded.driver_of(OTHER).as_deref()),
+        (Some(VFIO_PCI), Some("ixgbevf"))
+    );
 }
 
 #[test]

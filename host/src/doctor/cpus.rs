@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{Item, Patient};
+use crate::daemon::Relay;
+use crate::inventory::{Function, VFIO_PCI};
 use crate::machine::Machine;
 
 pub(super) fn examine(patient: &Patient) -> Vec<Item> {
@@ -11,14 +13,12 @@ pub(super) fn examine(patient: &Patient) -> Vec<Item> {
     items
 }
 
+/// CPUs of the workers: those that there are, or will be.
 fn workers(patient: &Patient) -> BTreeSet<u32> {
-    patient
-        .met
-        .daemon()
-        .iter()
-        .flat_map(|daemon| &daemon.relays)
-        .flat_map(|relay| relay.cpus.clone())
-        .collect()
+    match patient.plan() {
+        Some(plan) => plan.cpus.iter().copied().collect(),
+        None => patient.relays().iter().flat_map(|relay| relay.cpus.clone()).collect(),
+    }
 }
 
 fn isolated(patient: &Patient) -> Item {
@@ -60,34 +60,40 @@ fn placement(patient: &Patient) -> Item {
     if nodes.len() < 2 {
         return Item::ok(subject, "one node");
     }
+    let workers = workers(patient);
     let mut wrong = Vec::new();
-    for relay in patient.met.daemon().iter().flat_map(|daemon| &daemon.relays) {
-        let Some(function) = relay.function else { continue };
-        let vf = patient.inventory.vfs().find(|(_, vf)| vf.function.address == function);
-        let Some(node) = vf.and_then(|(_, vf)| vf.function.numa_node) else { continue };
-        let near = nodes.iter().find(|(number, _)| *number == node).map(|(_, cpus)| cpus);
-        if let Some(near) = near
-            && relay.cpus.iter().any(|cpu| !near.contains(cpu))
-        {
-            wrong.push((relay.id, function, node, list(&relay.cpus.iter().copied().collect()), list(near)));
+    let mut remedies = Vec::new();
+    for (_, vf) in patient.inventory.vfs() {
+        let Function { address, numa_node: Some(node), driver, .. } = &vf.function else { continue };
+        let Some((_, near)) = nodes.iter().find(|(number, _)| number == node) else { continue };
+        match patient.relays().iter().find(|relay| relay.function == Some(*address)) {
+            Some(Relay { id, cpus, .. }) if cpus.iter().any(|cpu| !near.contains(cpu)) => {
+                let cpus = list(&cpus.iter().copied().collect());
+                wrong.push(format!(
+                    "VF {address} of relay {id} is on node {node}, its workers on CPUs {cpus} are not"
+                ));
+                let near = list(near);
+                remedies.push(format!(
+                    "workers among CPUs {near}: VIRTIOFWD_CPU_MASK, and VIRTIOFWD_CPU_PINS={id}:CPU"
+                ));
+            }
+            // Nobody has it yet, and whoever gets it will be far away.
+            None if driver.as_deref() == Some(VFIO_PCI)
+                && !workers.is_empty()
+                && workers.is_disjoint(near) =>
+            {
+                let cpus = list(&workers);
+                wrong.push(format!("VF {address} is on node {node}, all workers, on CPUs {cpus}, are not"));
+                remedies.push(format!("a worker among CPUs {}: VIRTIOFWD_CPU_MASK", list(near)));
+            }
+            _ => {}
         }
     }
     if wrong.is_empty() {
-        return Item::ok(
-            subject,
-            format!("{} nodes; every VF that a relay has is near its workers", nodes.len()),
-        );
+        return Item::ok(subject, format!("{} nodes; VFs are near their workers", nodes.len()));
     }
-    let found = wrong.iter().map(|(relay, vf, node, cpus, _)| {
-        format!("VF {vf} of relay {relay} is on node {node}, its workers on CPUs {cpus} are not")
-    });
-    let mut item = Item::warning(subject, found.collect::<Vec<_>>().join("; "));
-    for (relay, .., near) in &wrong {
-        item = item.mended_by(format!(
-            "workers among CPUs {near}: VIRTIOFWD_CPU_MASK, and VIRTIOFWD_CPU_PINS={relay}:CPU"
-        ));
-    }
-    item
+    remedies.dedup();
+    remedies.into_iter().fold(Item::warning(subject, wrong.join("; ")), Item::mended_by)
 }
 
 fn cpus_of(machine: &Machine, node: u32) -> BTreeSet<u32> {

@@ -1,5 +1,6 @@
 //! The doctor: looks at everything that has to be right, and says of what is not how it is mended. It changes nothing.
 
+mod configuration;
 mod cpus;
 mod daemon;
 mod functions;
@@ -12,7 +13,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Plan, Relay};
 use crate::inventory::Inventory;
 use crate::machine::Machine;
 
@@ -100,6 +101,17 @@ impl Met {
     }
 }
 
+/// The daemon's configuration, as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Configured {
+    /// It comes to this.
+    Plan(Plan),
+    /// It cannot be used: what is wrong with it, a line each.
+    Wrong(String),
+    /// It could not be asked for, for this reason.
+    Unknown(String),
+}
+
 /// All that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Findings {
@@ -114,11 +126,31 @@ struct Patient<'a> {
     machine: &'a Machine,
     inventory: Inventory,
     met: &'a Met,
+    configured: &'a Configured,
+}
+
+impl Patient<'_> {
+    /// What the configuration comes to, unless a daemon runs, which says itself what it does.
+    fn plan(&self) -> Option<&Plan> {
+        match (self.met, self.configured) {
+            (Met::Silent(_), Configured::Plan(plan)) => Some(plan),
+            _ => None,
+        }
+    }
+
+    /// The relays that there are, or will be.
+    fn relays(&self) -> &[Relay] {
+        match (self.met, self.plan()) {
+            (Met::Running(daemon), _) => &daemon.relays,
+            (_, Some(plan)) => &plan.relays,
+            _ => &[],
+        }
+    }
 }
 
 /// Looks at a machine; `version` is that of these programs.
-pub fn examine(machine: &Machine, met: &Met, version: &str) -> Findings {
-    let patient = Patient { machine, inventory: Inventory::of(machine, met.daemon()), met };
+pub fn examine(machine: &Machine, met: &Met, configured: &Configured, version: &str) -> Findings {
+    let patient = Patient { machine, inventory: Inventory::of(machine, met.daemon()), met, configured };
     let items = [
         iommu::examine(&patient),
         vfio::examine(&patient),
@@ -126,6 +158,7 @@ pub fn examine(machine: &Machine, met: &Met, version: &str) -> Findings {
         memory::examine(&patient),
         cpus::examine(&patient),
         sockets::examine(&patient),
+        configuration::examine(&patient),
         daemon::examine(&patient, version),
     ]
     .concat();

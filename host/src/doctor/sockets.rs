@@ -14,15 +14,12 @@ const VM_USERS: [&str; 2] = ["libvirt-qemu", "qemu"];
 
 pub(super) fn examine(patient: &Patient) -> Vec<Item> {
     let machine = patient.machine;
-    let sockets: Vec<&PathBuf> = patient
-        .met
-        .daemon()
-        .iter()
-        .flat_map(|daemon| &daemon.relays)
-        .filter_map(|relay| relay.socket.as_ref())
-        .collect();
-    let directory =
-        sockets.first().and_then(|socket| socket.parent()).unwrap_or(Path::new(DIRECTORY)).to_owned();
+    let sockets: Vec<&PathBuf> = patient.relays().iter().filter_map(|relay| relay.socket.as_ref()).collect();
+    let directory = match patient.plan() {
+        Some(plan) => &plan.directory,
+        None => sockets.first().and_then(|socket| socket.parent()).unwrap_or(Path::new(DIRECTORY)),
+    };
+    let directory = directory.to_owned();
     let Some(user) = VM_USERS.iter().find_map(|name| User::named(machine, name)) else {
         return vec![Item::ok(
             "socket directory",
@@ -86,6 +83,24 @@ fn permissions(machine: &Machine, directory: &Path, socket: Option<&PathBuf>, us
     let mut found = format!("{} ({})", directory.display(), mode(&metadata));
     // To reach a file one must be allowed to search its folder, to connect to a socket to write to it.
     let mut reached = user.may(metadata.uid(), metadata.gid(), metadata.mode(), 1);
+    for folder in directory.ancestors().skip(1).filter(|folder| folder.parent().is_some()) {
+        if let Ok(metadata) = fs::metadata(machine.file(folder))
+            && !user.may(metadata.uid(), metadata.gid(), metadata.mode(), 1)
+        {
+            return Item::failure(
+                subject,
+                format!(
+                    "{found} is below {} ({}), which is closed to {}, who runs the VMs",
+                    folder.display(),
+                    mode(&metadata),
+                    user.name
+                ),
+            )
+            .mended_by(format!(
+                "another directory: VIRTIOFWD_SOCKET_DIR={DIRECTORY} in /etc/default/virtioforwarder"
+            ));
+        }
+    }
     if let Some((socket, metadata)) =
         socket.and_then(|path| Some((path, fs::metadata(machine.file(path)).ok()?)))
     {

@@ -15,7 +15,11 @@ fn running(relays: Vec<Relay>) -> Met {
 }
 
 fn examine_(recorded: &Recorded, met: &Met) -> Findings {
-    let findings = examine(&recorded.machine(), met, VERSION);
+    examine_with(recorded, met, &Configured::Unknown("there is no virtio-forwarder".to_owned()))
+}
+
+fn examine_with(recorded: &Recorded, met: &Met, configured: &Configured) -> Findings {
+    let findings = examine(&recorded.machine(), met, configured, VERSION);
     assert_eq!(recorded.written(), [""; 0], "the doctor changes nothing");
     for item in &findings.items {
         assert_eq!(item.remedy.is_empty(), item.status == Status::Ok, "what is wrong has a remedy: {item:?}");
@@ -179,13 +183,73 @@ fn the_kernel_line_is_changed_as_the_distribution_has_it() {
     says(&examine_(&told, &silent()), "IOMMU", Status::Failure, &["turn it on in the firmware"]);
 }
 
-#[test]
-fn workers_far_from_their_vf_are_told() {
-    let recorded = hosts::i350()
+/// Two nodes; the VF that vfio-pci has is on the second.
+fn two_nodes() -> Recorded {
+    hosts::i350()
         .with("/sys/devices/system/node/node0/cpulist", "0-3\n")
         .with("/sys/devices/system/node/node1/cpulist", "4-7\n")
         .with("/sys/devices/system/cpu/isolated", "2-3\n")
-        .with("/sys/bus/pci/devices/0000:03:10.0/numa_node", "1\n");
+        .with("/sys/bus/pci/devices/0000:03:10.0/numa_node", "1\n")
+}
+
+/// Two workers and their relays in turn; the VF is given to relay `vf`, if to any.
+fn plan(cpus: [u32; 2], vf: Option<u32>) -> Configured {
+    let relay = |id| Relay {
+        id,
+        function: Some(address("0000:03:10.0")).filter(|_| vf == Some(id)),
+        cpus: vec![cpus[id as usize % 2]],
+        ..Relay::default()
+    };
+    Configured::Plan(Plan {
+        cpus: cpus.to_vec(),
+        directory: "/srv/sockets".into(),
+        relays: (0..4).map(relay).collect(),
+    })
+}
+
+#[test]
+fn workers_that_will_be_far_from_their_vf_are_told_before_there_is_a_daemon() {
+    let numa = |configured| examine_with(&two_nodes(), &silent(), &configured);
+    let far = numa(plan([1, 5], Some(2)));
+    says(&far, "NUMA", Status::Warning, &["relay 2 is on node 1", "CPUs 1 are not", "PINS=2:CPU"]);
+    says(&far, "configuration", Status::Ok, &["workers on CPUs 1,5, 4 relays, 1 VFs at start"]);
+    says(&numa(plan([1, 5], Some(3))), "NUMA", Status::Ok, &["2 nodes", "near"]);
+    says(&numa(plan([1, 5], None)), "NUMA", Status::Ok, &["near"]);
+    let none_near = numa(plan([1, 2], None));
+    says(
+        &none_near,
+        "NUMA",
+        Status::Warning,
+        &["0000:03:10.0 is on node 1, all workers, on CPUs 1,2", "among CPUs 4,5,6,7"],
+    );
+    says(&none_near, "CPUs", Status::Warning, &["1 are workers' and not isolated"]);
+    // Whatever the files say by now, a daemon that runs says what it does.
+    let relay = Relay { id: 0, function: Some(address("0000:03:10.0")), cpus: vec![5], ..Relay::default() };
+    says(&examine_with(&two_nodes(), &running(vec![relay]), &plan([1, 2], Some(0))), "NUMA", Status::Ok, &[]);
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_told_with_its_mistakes() {
+    let wrong = Configured::Wrong(
+        "/etc/default/virtioforwarder:3: VIRTIOFWD_CPU_MASK: CPU 9 is absent\n  another".to_owned(),
+    );
+    let words = ["virtioforwarder:3: VIRTIOFWD_CPU_MASK", "; another", "virtio-forwarder config"];
+    says(&examine_with(&hosts::i350(), &silent(), &wrong), "configuration", Status::Failure, &words);
+    let words = ["will not start again"];
+    says(&examine_with(&hosts::i350(), &running(vec![]), &wrong), "configuration", Status::Warning, &words);
+    says(&examine_(&hosts::i350(), &silent()), "configuration", Status::Ok, &["not known"]);
+}
+
+#[test]
+fn the_directory_of_the_sockets_is_the_configured_one() {
+    let libvirt = hosts::i350().with("/etc/passwd", "libvirt-qemu:x:64055:108::/:/sbin/nologin\n");
+    let findings = examine_with(&libvirt, &silent(), &plan([1, 2], None));
+    says(&findings, "socket directory", Status::Ok, &["/srv/sockets is made when the daemon starts"]);
+}
+
+#[test]
+fn workers_far_from_their_vf_are_told() {
+    let recorded = two_nodes();
     let relay =
         |cpu| Relay { id: 5, function: Some(address("0000:03:10.0")), cpus: vec![cpu], ..Relay::default() };
     let findings = examine_(&recorded, &running(vec![relay(2)]));
@@ -197,7 +261,7 @@ fn workers_far_from_their_vf_are_told() {
     );
     says(&findings, "CPUs", Status::Ok, &["isolated 2-3", "workers on 2"]);
     let findings = examine_(&recorded, &running(vec![relay(5)]));
-    says(&findings, "NUMA", Status::Ok, &["near its workers"]);
+    says(&findings, "NUMA", Status::Ok, &["near their workers"]);
     says(&findings, "CPUs", Status::Warning, &["5 are workers' and not isolated", "VIRTIOFWD_CPU_MASK=2-3"]);
 }
 

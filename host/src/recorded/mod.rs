@@ -16,6 +16,7 @@ use pmd::Address;
 use pmd::pci::DriverInfo;
 use tempfile::TempDir;
 
+use crate::devlink::Version;
 use crate::kernel::VfSettings;
 use crate::machine::Machine;
 
@@ -51,7 +52,13 @@ struct State {
     settings: BTreeMap<String, Vec<VfSettings>>,
     /// PFs' drivers take settings and forget them.
     forgetful: bool,
+    /// They know no trust.
+    no_trust: bool,
     drivers: BTreeMap<String, DriverInfo>,
+    /// Disks that the kernel holds.
+    claimed: BTreeSet<String>,
+    /// What devlink has of a function.
+    versions: BTreeMap<Address, Vec<Version>>,
     /// What was written, in order: path on the machine, and text.
     written: Vec<(String, String)>,
 }
@@ -150,6 +157,11 @@ impl Recorded {
         self
     }
 
+    pub(crate) fn without_trust(self) -> Self {
+        self.state().no_trust = true;
+        self
+    }
+
     /// A function of a NIC; `ids` as in `8086:1521`, no driver where that is empty.
     pub(crate) fn function(self, function: &str, ids: &str, driver: &str, group: Option<u32>) -> Self {
         self.0.function(address(function), "0x020000", ids, Some(driver).filter(|name| !name.is_empty()));
@@ -193,6 +205,12 @@ impl Recorded {
         self.with(&format!("{folder}/dev"), number)
     }
 
+    /// The kernel holds a disk or a partition, and no file says what for.
+    pub(crate) fn claimed(self, name: &str) -> Self {
+        self.state().claimed.insert(name.to_owned());
+        self
+    }
+
     /// A function can have `total` VFs, which come to be at these addresses with these ids and this driver.
     pub(crate) fn sriov(
         self,
@@ -232,6 +250,14 @@ impl Recorded {
     pub(crate) fn firmware(self, interface: &str, driver: &str, firmware: &str) -> Self {
         let info = DriverInfo { driver: driver.to_owned(), firmware: firmware.to_owned() };
         self.state().drivers.insert(interface.to_owned(), info);
+        self
+    }
+
+    /// The driver of a function has devlink, and these parts with their versions.
+    pub(crate) fn runs(self, function: &str, versions: &[(&str, &str)]) -> Self {
+        let version =
+            |(name, value): &(&str, &str)| Version { name: (*name).to_owned(), value: (*value).to_owned() };
+        self.state().versions.insert(address(function), versions.iter().map(version).collect());
         self
     }
 }

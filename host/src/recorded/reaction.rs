@@ -8,13 +8,15 @@ use std::time::Duration;
 use pmd::Address;
 use pmd::pci::DriverInfo;
 
-use super::Double;
-use crate::kernel::{Kernel, VfChange, VfSettings};
+use super::{Double, State};
+use crate::devlink::Version;
+use crate::kernel::{Kernel, VfSetting, VfSettings};
 
 /// Errors of `errno.h`.
 const EBUSY: i32 = 16;
 const ENODEV: i32 = 19;
 const ENOSPC: i32 = 28;
+const EOPNOTSUPP: i32 = 95;
 
 fn errno<T>(code: i32) -> io::Result<T> {
     Err(io::Error::from_raw_os_error(code))
@@ -124,9 +126,9 @@ impl Kernel for Double {
         Ok(self.state.borrow().settings.get(pf).cloned().unwrap_or_default())
     }
 
-    fn set_vf(&self, pf: &str, index: u32, change: &VfChange) -> io::Result<()> {
+    fn set_vf(&self, pf: &str, index: u32, setting: VfSetting) -> io::Result<()> {
         let mut state = self.state.borrow_mut();
-        let forgetful = state.forgetful;
+        let State { forgetful, no_trust, .. } = *state;
         let settings = state.settings.get_mut(pf);
         let Some(vf) = settings.and_then(|vfs| vfs.iter_mut().find(|vf| vf.index == index)) else {
             return errno(ENODEV);
@@ -134,14 +136,13 @@ impl Kernel for Double {
         if forgetful {
             return Ok(());
         }
-        if let Some(mac) = change.mac {
-            vf.mac = mac.to_string();
+        match setting {
+            VfSetting::Mac(mac) => vf.mac = mac.to_string(),
+            VfSetting::Vlan(vlan, priority) => (vf.vlan, vf.qos) = (vlan, priority),
+            VfSetting::Trust(_) if no_trust => return errno(EOPNOTSUPP),
+            VfSetting::Trust(on) => vf.trust = Some(on),
+            VfSetting::SpoofCheck(on) => vf.spoof_check = Some(on),
         }
-        if let Some(vlan) = change.vlan {
-            (vf.vlan, vf.qos) = vlan;
-        }
-        vf.trust = change.trust.or(vf.trust);
-        vf.spoof_check = change.spoof_check.or(vf.spoof_check);
         Ok(())
     }
 
@@ -151,8 +152,16 @@ impl Kernel for Double {
         Ok(())
     }
 
+    fn running_versions(&self, function: Address) -> io::Result<Vec<Version>> {
+        self.state.borrow().versions.get(&function).cloned().map_or_else(|| errno(ENODEV), Ok)
+    }
+
     fn driver_info(&self, interface: &str) -> io::Result<DriverInfo> {
         self.state.borrow().drivers.get(interface).cloned().map_or_else(|| errno(ENODEV), Ok)
+    }
+
+    fn claims(&self, disk: &Path) -> bool {
+        self.state.borrow().claimed.contains(disk.file_name().unwrap().to_str().unwrap())
     }
 
     fn reload_units(&self) -> Result<(), String> {

@@ -253,7 +253,7 @@ fn build(context: &Context) -> Result<Failures> {
     step("clippy", &mut cargo(context, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
     step("shellcheck", Command::new("bash").current_dir(&context.root).arg("tests/shellcheck"));
     if tools::installed("systemd-analyze") {
-        step("packaging", Command::new("bash").current_dir(&context.root).arg("tests/packaging"));
+        step("packaging", Command::new("bash").current_dir(&context.root).arg("tests/packaging/all"));
     } else {
         println!("   packaging: systemd-analyze is not installed, not checked");
     }
