@@ -1,6 +1,5 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../..
 # Linux's virtio_net drives our model of a virtio-net function, with packed rings.
-# nightly
 # expect: mac carrier ping tcp rings vlan jumbo link reload content dmesg
 # timeout: 300
 # lab: MODEL=virtio packed event_idx
