@@ -18,6 +18,8 @@ setup_model() {
     touch "$model_qemu/done"
 }
 
+need_model_qemu() { [ -e "$model_qemu/done" ] || die "run 'lab setup-model' first"; }
+
 # run_model_qemu ARG...: replaces this shell
 run_model_qemu() {
     # shellcheck source=SCRIPTDIR/../lib/foreign.sh
@@ -31,7 +33,7 @@ run_model_qemu() {
 # $LAB_OUT/model.commands; what the models have to say is in $LAB_OUT/model.log.
 start_model() {
     local name options number
-    [ -e "$model_qemu/done" ] || die "run 'lab setup-model' first"
+    need_model_qemu
     [ -x "${TARGET:-}/serve_model" ] || die "there is no serve_model in TARGET='${TARGET:-}'"
     read -r name options <<< "$LAB_MODEL"
     # Paths of sockets are short.

@@ -122,7 +122,11 @@ fn run(context: &Context, sets: Vec<&Set>) -> anyhow::Result<bool> {
     let builds = sets.iter().any(|set| set.builds);
     let scenarios = sets.iter().any(|set| sets::has_scenarios(set.name));
     if builds || scenarios {
-        sets::setup(context, sets.iter().any(|set| sets::has_models(set.name)))?;
+        let mut emulator = false;
+        for set in &sets {
+            emulator |= sets::needs_emulator(context, set.name)?;
+        }
+        sets::setup(context, emulator)?;
     }
     if scenarios && !builds {
         sets::build_binaries(context)?;

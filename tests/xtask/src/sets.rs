@@ -146,13 +146,13 @@ const fn minutes(n: u64) -> Duration {
     Duration::from_secs(n * 60)
 }
 
-/// Installs what the sets need; `models` says whether machines with models are among it, which take another QEMU. Quick
+/// Installs what the sets need; `emulator` says whether machines are among it that take another QEMU than Debian's. Quick
 /// when nothing is missing.
-pub fn setup(context: &Context, models: bool) -> Result<()> {
+pub fn setup(context: &Context, emulator: bool) -> Result<()> {
     packages::install()?;
     // It returns at once when there is nothing to do, and says what is missing when it cannot.
     tools::logged(
-        Command::new(context.root.join("tests/lab/lab")).arg(if models { "setup-model" } else { "setup" }),
+        Command::new(context.root.join("tests/lab/lab")).arg(if emulator { "setup-model" } else { "setup" }),
         &context.logs("setup").join("lab.log"),
     )
 }
@@ -204,9 +204,10 @@ pub fn has_scenarios(set: &str) -> bool {
     scenario_folder(set).is_some()
 }
 
-/// Whether a set boots machines with models of NICs.
-pub fn has_models(set: &str) -> bool {
-    set.ends_with("models")
+/// Whether a set boots machines that take another QEMU than Debian's: for models of NICs, or because a job wants it.
+pub fn needs_emulator(context: &Context, set: &str) -> Result<bool> {
+    let wants = |line: &String| line.starts_with("MODEL=") || line == "EMULATOR=newest";
+    Ok(scenarios(context, set)?.iter().any(|job| job.machine.iter().any(wants)))
 }
 
 /// The scenarios of a set that were asked for.

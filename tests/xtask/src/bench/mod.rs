@@ -120,7 +120,7 @@ fn measure(context: &Context, options: &Options, chosen: &[Cell], file: &Path) -
     let machine = Machine::this()?;
     ensure!(machine.cpus > FORWARDER_CPU, "two CPUs are needed: one for guests, one for the forwarder");
     if chosen.iter().any(|cell| matches!(cell.kind, Kind::Lab(_))) {
-        sets::setup(context, false)?
+        sets::setup(context, true)?
     } else {
         packages::install()?
     }
