@@ -55,6 +55,11 @@ impl Turns {
         }
     }
 
+    /// The worker has slept: nobody waited for a turn.
+    pub fn slept(&mut self) {
+        self.idle = true;
+    }
+
     /// All lanes had their turn or were left out.
     #[inline]
     pub fn end_pass(&mut self) {
@@ -147,6 +152,20 @@ mod tests {
             turns.end_pass();
         }
         assert!(had[0].abs_diff(had[1]) <= 2 * SLACK, "{had:?}");
+    }
+
+    #[test]
+    fn after_a_sleep_all_have_their_turn() {
+        let mut turns = Turns::default();
+        let mut accounts = [Account::default(); 2];
+        for _ in 0..10 {
+            turns.charge(&mut accounts[0], 100_000, true);
+            turns.charge(&mut accounts[1], 5_000, true);
+            turns.end_pass();
+        }
+        assert!(!turns.has_turn(&accounts[0]));
+        turns.slept();
+        assert!(accounts.iter().all(|account| turns.has_turn(account)));
     }
 
     #[test]

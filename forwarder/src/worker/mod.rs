@@ -120,11 +120,13 @@ fn run(mailbox: &Mailbox, heartbeat: &Heartbeat, idle: Idle) {
     let mut next_round = next_look + idle.round();
     while mailbox.attend(&mut roster) {
         let now = clock.now();
+        let mut look = roster.is_quiet() || now >= next_look;
         if now >= next_round {
             next_round = now + idle.round();
             roster.stir();
+            // In which they lie down again.
+            look = true;
         }
-        let look = roster.is_quiet() || now >= next_look;
         if look {
             next_look = now + LOOK;
             // Of a quiet one the bells were looked at when it slept; of one that polls none is asked to ring.
@@ -146,6 +148,7 @@ fn run(mailbox: &Mailbox, heartbeat: &Heartbeat, idle: Idle) {
             Next::Sleep(limit) => {
                 heartbeat.count_sleep();
                 mailbox.sleep(limit, |lane| roster.wake(&lane));
+                turns.slept();
             }
         }
     }

@@ -242,44 +242,44 @@ pub fn build_binaries(context: &Context) -> Result<()> {
 fn build(context: &Context) -> Result<Failures> {
     let logs = context.logs("build");
     let mut failures = Vec::new();
-    let mut step = |name: &str, command: &mut Command| {
+    let mut step = |name: &str, run: &dyn Fn() -> Result<()>| {
         let start = Instant::now();
-        match tools::logged(command, &logs.join(format!("{name}.log"))) {
+        match run() {
             Ok(()) => println!("   {name}: ok, {:.0} s", start.elapsed().as_secs_f64()),
             Err(error) => failures.push(format!("{name}: {error:#}")),
         }
     };
-    step("fmt", &mut cargo(context, &["fmt", "--all", "--check"]));
-    step("fmt-fuzz", &mut cargo(context, &["fmt", "--check", "--manifest-path", "tests/fuzz/Cargo.toml"]));
-    step("clippy", &mut cargo(context, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
-    step("shellcheck", Command::new("bash").current_dir(&context.root).arg("tests/shellcheck"));
-    if tools::installed("systemd-analyze") {
-        step("packaging", Command::new("bash").current_dir(&context.root).arg("tests/packaging/all"));
-    } else {
-        println!("   packaging: systemd-analyze is not installed, not checked");
-    }
+    let logged = |name: &str, mut command: Command| tools::logged(&mut command, &logs.join(name));
+    let cargo = |name: &str, arguments: &[&str]| logged(name, cargo(context, arguments));
+    let script = |name: &str, path: &str| {
+        let mut command = Command::new("bash");
+        command.current_dir(&context.root).arg(path);
+        logged(name, command)
+    };
+    step("fmt", &|| cargo("fmt.log", &["fmt", "--all", "--check"]));
+    step("fmt-fuzz", &|| {
+        cargo("fmt-fuzz.log", &["fmt", "--check", "--manifest-path", "tests/fuzz/Cargo.toml"])
+    });
+    step("clippy", &|| {
+        cargo("clippy.log", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+    });
+    step("shellcheck", &|| script("shellcheck.log", "tests/shellcheck"));
     if tools::installed("cargo-deny") {
-        FETCH.iter().for_each(|fetch| step("fetch", &mut cargo(context, fetch)));
-        step("deny", &mut cargo(context, DENY));
-        step("deny-fuzz", &mut cargo(context, DENY_FUZZ));
+        FETCH.iter().for_each(|fetch| step("fetch", &|| cargo("fetch.log", fetch)));
+        step("deny", &|| cargo("deny.log", DENY));
+        step("deny-fuzz", &|| cargo("deny-fuzz.log", DENY_FUZZ));
     } else {
         println!("   deny: cargo-deny is not installed, left to 'cargo xtask nightly'");
     }
-    let start = Instant::now();
-    match build_binaries(context) {
-        Ok(()) => println!("   release: ok, {:.0} s", start.elapsed().as_secs_f64()),
-        Err(error) => failures.push(format!("release: {error:#}")),
+    step("release", &|| build_binaries(context));
+    if tools::installed("systemd-analyze") {
+        // It looks at the binaries, too.
+        step("packaging", &|| script("packaging.log", "tests/packaging/all"));
+    } else {
+        println!("   packaging: systemd-analyze is not installed, not checked");
     }
-    let start = Instant::now();
-    match counts::build(context) {
-        Ok(()) => println!("   instruction counts: ok, {:.0} s", start.elapsed().as_secs_f64()),
-        Err(error) => failures.push(format!("instruction counts: {error:#}")),
-    }
-    let start = Instant::now();
-    match fuzz::build(context) {
-        Ok(()) => println!("   fuzz targets: ok, {:.0} s", start.elapsed().as_secs_f64()),
-        Err(error) => failures.push(format!("fuzz targets: {error:#}")),
-    }
+    step("instruction counts", &|| counts::build(context));
+    step("fuzz targets", &|| fuzz::build(context));
     Ok(failures)
 }
 
