@@ -583,14 +583,18 @@ fn a_packed_ring_whose_slots_are_all_available_always_is_read_no_faster_than_it_
     let mut nic = scene.hostile(NicOptions { packed: true, ..NicOptions::default() });
     let good = good_frame(&mut nic);
     let (ring, ram) = packed(&mut nic, TRANSMIT);
-    for round in 0..2000 {
-        let available = if round % 2 == 0 { 1 << 7 } else { 1 << 15 };
+    let mut flags = 1 << 7;
+    let mut make_all_available = || {
+        flags ^= 1 << 7 | 1 << 15;
         for slot in 0..ring.size {
-            ring.set(ram, slot, PackedDescriptor { addr: good, len: WHOLE, id: slot, flags: available });
+            ring.set(ram, slot, PackedDescriptor { addr: good, len: WHOLE, id: slot, flags });
         }
-    }
+    };
+    (0..2000).for_each(|_| make_all_available());
     scene.neighbour_goes_on();
+    // A worker that had no CPU meanwhile has not taken many yet.
     eventually("what there is no room for is dropped", || {
+        make_all_available();
         scene.from_guest().dropped(DropReason::GuestQueueFull) > 0
     });
     drop(nic);
