@@ -80,6 +80,8 @@ kernel_vf() {
     shift 2
     load igbvf
     bind_driver igbvf "$address"
+    # Under systemd somebody else gives interfaces their names, too.
+    [ ! -e /run/udev/control ] || udevadm settle --timeout=30
     ip link set "$(ls "/sys/bus/pci/devices/$address/net")" name "$name"
     ip link set "$name" up
     for i in "$@"; do
