@@ -14,7 +14,7 @@
 //!
 //! Proven on rung L3 of the ladder: the driver works in a machine on a model that others wrote (QEMU's 82576, through
 //! VFIO and a VT-d IOMMU, against the PF and VF drivers of Linux); on L2, for Linux's own driver works against our model
-//! (`tests/kernel/igbvf*.sh`), which is stricter, and with which ours is examined (`tests/models/tests/igbvf.rs`). An I350 is on L1.
+//! (`tests/kernel/igbvf*.sh`), which is stricter, and with which ours is examined (`tests/models/tests/igbvf.rs`). An I350 is on L2.
 //! Never on silicon: both.
 
 mod handshake;
@@ -129,7 +129,7 @@ impl Igbvf {
         let mut notices = agreement::notices(&self.place, &grant.address, &grant.refused_vlans);
         let wished = self.wishes.queue_pairs.get();
         if std::ptr::eq(self.family, &RINGS_I350) {
-            let rung = Rung::Model;
+            let rung = Rung::KernelAcceptsModel;
             notices.push(format!("{name}: the driver '{}' is not proven on an I350; {rung}", Self::NAME));
         }
         if wished > self.most_pairs {

@@ -215,7 +215,7 @@ fn an_i350_has_one_queue_pair_and_says_so() {
     let mut exam = Exam::start(Model::i350(), |function| open(function, 1, pairs(2)));
     assert_eq!((exam.queues().receive.len(), exam.queues().transmit.len()), (1, 1));
     assert!(exam.tells("of the 2 queue pairs wished for it has 1"));
-    assert!(exam.tells("is not proven on an I350; L1"));
+    assert!(exam.tells("is not proven on an I350; L2"));
     exam.sends_numbered_frames(1000, 1514);
     exam.receives_numbered_frames(1000, 1514);
     exam.fills_in_checksums();
