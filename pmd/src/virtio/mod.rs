@@ -13,9 +13,9 @@
 //! copied behind a virtio-net header.
 //!
 //! Proven on rung L3: it works in a machine on functions that QEMU makes up, through VFIO and a VT-d IOMMU, against Linux's
-//! `virtio_net` (`tests/lab/jobs/virtio_*.sh`), and on L1 against our own model (`tests/models/tests/virtio.rs`), which has
-//! what QEMU's does not: notifications with data, receive-side scaling, devices that use their rings in any order, and wrong
-//! ones. It was never on a NIC.
+//! `virtio_net` (`tests/lab/jobs/virtio_*.sh`), and on L2 against our own model (`tests/models/tests/virtio.rs`), which
+//! Linux's driver accepts (`tests/kernel/virtio_*.sh`) and which has what QEMU's does not: notifications with data, receive-side
+//! scaling, devices that use their rings in any order, and wrong ones. It was never on a NIC.
 //!
 //! What it does not do: it borrows no frames; it asks for no interrupt of its configuration, which is looked at every 50 ms.
 
