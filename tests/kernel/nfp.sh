@@ -7,7 +7,5 @@
 # lab: MEM=1024
 . tests/lib/kernel_driver.sh
 PCI_DRIVER=nfp_netvf
-# Its rings have 4096 descriptors.
-BYTES=$((6 << 20))
 JUMBO=9000
 accept nfp
