@@ -16,6 +16,8 @@ use std::ptr::NonNull;
 
 use arrayvec::ArrayVec;
 
+pub use crate::copy::SHORT_COPY;
+use crate::copy::{Next, copy};
 use crate::offload::Offload;
 
 /// Frames in one burst.
@@ -125,52 +127,27 @@ impl Segment {
     /// hostile guest can describe the same memory twice.
     #[inline]
     pub fn copy_from_segment(&self, src: &Segment) -> u32 {
+        self.copy_on(src, Next::NONE)
+    }
+
+    /// As [`copy_from_segment`](Self::copy_from_segment), while `next`, the source and the destination of the copy that comes
+    /// after, are brought near.
+    #[inline]
+    pub fn copy_from_segment_before(&self, src: &Segment, next: Option<(&Segment, &Segment)>) -> u32 {
+        let next = next.map_or(Next::NONE, |(source, sink)| Next {
+            source: source.as_ptr(),
+            sink: sink.as_ptr(),
+            len: source.len.min(sink.len) as usize,
+        });
+        self.copy_on(src, next)
+    }
+
+    #[inline(always)]
+    fn copy_on(&self, src: &Segment, next: Next) -> u32 {
         let n = src.len.min(self.len);
         // SAFETY: both segments keep `n` bytes mapped by `new`'s contract.
-        unsafe { copy_bytes(src.ptr.as_ptr(), self.ptr.as_ptr(), n as usize) };
+        unsafe { copy(src.as_ptr(), self.as_ptr(), n as usize, next) };
         n
-    }
-}
-
-/// Copies of up to so many bytes are cheaper in place than by a call.
-const SHORT_COPY: usize = 256;
-
-/// Copies `n` bytes. Where the two overlap, what is written is no more than some bytes of the source.
-///
-/// # Safety
-/// `n` bytes at `src` must be readable and `n` at `dst` writable.
-#[inline(always)]
-unsafe fn copy_bytes(src: *const u8, dst: *mut u8, n: usize) {
-    const BLOCK: usize = 16;
-    type Block = [u8; BLOCK];
-    if !(BLOCK..=SHORT_COPY).contains(&n) {
-        // SAFETY: as the caller promises; `copy` allows overlap.
-        return unsafe { std::ptr::copy(src, dst, n) };
-    }
-    // SAFETY: for `at + 16 <= n`, these bytes are among those that the caller promises.
-    let load = |at: usize| unsafe { src.add(at).cast::<Block>().read_unaligned() };
-    // SAFETY: as above.
-    let store = |at: usize, block: Block| unsafe { dst.add(at).cast::<Block>().write_unaligned(block) };
-    let mut at = 0;
-    while n - at >= 4 * BLOCK {
-        let blocks = [load(at), load(at + BLOCK), load(at + 2 * BLOCK), load(at + 3 * BLOCK)];
-        for (k, block) in blocks.into_iter().enumerate() {
-            store(at + k * BLOCK, block);
-        }
-        at += 4 * BLOCK;
-    }
-    // What is left, from the front and from the end: some bytes twice.
-    let last = n - BLOCK;
-    if n - at > 2 * BLOCK {
-        let blocks = [load(at), load(at + BLOCK), load(last - BLOCK), load(last)];
-        store(at, blocks[0]);
-        store(at + BLOCK, blocks[1]);
-        store(last - BLOCK, blocks[2]);
-        store(last, blocks[3]);
-    } else if n > at {
-        let blocks = [load(at.min(last)), load(last)];
-        store(at.min(last), blocks[0]);
-        store(last, blocks[1]);
     }
 }
 
@@ -370,6 +347,12 @@ impl<'a> Frames<'a> {
     #[inline]
     pub fn take(self, n: usize) -> Self {
         Self { frames: &self.frames[..n.min(self.frames.len())], segments: self.segments }
+    }
+
+    /// The segment in which the frame `at` begins; `None` where there are not so many.
+    #[inline]
+    pub fn beginning(self, at: usize) -> Option<&'a Segment> {
+        self.segments.get(usize::from(self.frames.get(at)?.first))
     }
 
     /// Every frame with its segments, in order.

@@ -6,6 +6,7 @@
 //!
 //! This crate knows PCI, VFIO, DMA memory and NIC registers. It knows nothing of the virtio rings of guests.
 
+mod copy;
 pub mod device;
 pub mod ena;
 pub mod frame;
@@ -20,6 +21,7 @@ pub mod net_header;
 pub mod nfp;
 pub mod offload;
 pub mod pci;
+pub mod prefetch;
 pub mod registers;
 pub mod software;
 pub mod vf;

@@ -14,6 +14,7 @@ use pmd::Segment;
 use pmd::frame::{BURST_BYTES, BURST_FRAMES};
 
 use crate::lane::LaneCounters;
+use crate::ring::ahead::{Ahead, Copied};
 use crate::ring::chain::Access;
 use crate::ring::plain::{PlainChain, PlainChains};
 use crate::ring::queue::Virtqueue;
@@ -41,7 +42,6 @@ pub(crate) fn carry(source: &mut TransmitRing, sink: &mut ReceiveRing, counters:
         Carried::Some => {}
         other => return other,
     }
-    from_rules.prefetch(&chains);
     let (to, to_rules) = sink.parts();
     let (n, bytes) = with_ring!(to, to => copy(&chains, from_rules, to, to_rules));
     if n == 0 {
@@ -86,12 +86,14 @@ fn copy(
     }
     let mut buffers = PlainChains::new();
     to.plain_chains(Access::Write, chains.len(), &mut buffers);
-    let frame_len = |chain: &PlainChain| chain.segment.len().saturating_sub(from_rules.header);
-    to_rules.prefetch(&buffers, chains.iter().map(frame_len));
+    let ahead = Ahead { source_header: from_rules.header, sink_header: to_rules.header };
+    let copied = |at: usize| Some((&chains.get(at)?.segment, &buffers.get(at)?.segment));
+    ahead.start(copied);
     let (mut n, mut bytes) = (0, 0);
     for (chain, buffer) in chains.iter().zip(&buffers) {
+        let next = ahead.go_on(n, copied);
         let Some(frame) = from_rules.frame_in(chain) else { break };
-        if bytes >= u64::from(BURST_BYTES) || !put(from_rules, chain, to_rules, &frame, buffer) {
+        if bytes >= u64::from(BURST_BYTES) || !put(from_rules, chain, to_rules, &frame, buffer, next) {
             break;
         }
         bytes += u64::from(frame.len());
@@ -112,10 +114,11 @@ fn put(
     to: &ReceiveRules,
     frame: &Segment,
     buffer: &PlainChain,
+    next: Option<Copied<'_>>,
 ) -> bool {
-    let Some(header) = from.header_to_read(chain) else { return to.put_plain(frame, &buffer.segment) };
+    let Some(header) = from.header_to_read(chain) else { return to.put_plain(frame, &buffer.segment, next) };
     match from.offload_of(&header, frame.len()) {
-        Ok(offload) => to.offloads.cover(&offload) && to.put(&offload, frame, &buffer.segment),
+        Ok(offload) => to.offloads.cover(&offload) && to.put(&offload, frame, &buffer.segment, next),
         Err(_) => false,
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::guest::iotlb_miss::MissReporter;
 use crate::guest::space::AddressSpace;
 
+pub(crate) mod ahead;
 mod buffer;
 pub mod chain;
 pub mod config;
@@ -17,7 +18,6 @@ pub mod notify;
 pub mod packed;
 pub mod plain;
 pub mod position;
-mod prefetch;
 pub mod queue;
 pub mod receive;
 pub mod split;

@@ -37,7 +37,6 @@ use super::event::{AT_DESCRIPTOR, DISABLE, ENABLE, SUPPRESSION_SIZE, Suppression
 use super::notify::Call;
 use super::plain::{PlainChain, PlainChains, WholeBuffers};
 use super::position::{AVAIL, Position, USED};
-use super::prefetch::prefetch_to_write;
 use super::queue::{BadIndex, Chain, Piece, Virtqueue, Walked};
 use crate::counters::DropReason;
 use crate::guest::dirty_log::DirtyLog;
@@ -46,6 +45,7 @@ use crate::guest::positions::{First, Predecessor, Progress, RingPosition};
 use crate::guest::space::{AddressSpace, Translator};
 use crate::handshake;
 use crate::turns::ticks;
+use pmd::prefetch::prefetch_to_write;
 
 /// Descriptors in a cache line of 64 bytes.
 const PER_LINE: u16 = 64 / DESCRIPTOR_SIZE as u16;

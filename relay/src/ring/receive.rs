@@ -7,10 +7,10 @@ use pmd::frame::MIN_FRAME;
 use pmd::{Armed, Capabilities, Checksum, Frame, Frames, Offload, Segment};
 
 use super::Ring;
+use super::ahead::{Ahead, Copied};
 use super::chain::{Access, Stop};
 use super::notify::Kicks;
 use super::plain::PlainChains;
-use super::prefetch::{LINE, prefetch_to_write};
 use super::queue::{Chain, Virtqueue};
 use super::with_ring;
 use crate::bells::Ringer;
@@ -44,34 +44,33 @@ impl ReceiveRules {
         header::write(offload, buffers)
     }
 
-    /// Asks the processor for what will be written of these chains: the header and the beginning of the frame, no more of it
-    /// than each of `lengths` says.
-    #[inline]
-    pub(crate) fn prefetch(&self, buffers: &PlainChains, lengths: impl Iterator<Item = u32>) {
-        for (buffer, len) in buffers.iter().zip(lengths) {
-            let frame = buffer.segment.part(self.header, u32::MAX);
-            prefetch_to_write(buffer.segment.as_ptr());
-            prefetch_to_write(frame.as_ptr());
-            if frame.as_ptr() as usize % LINE + len as usize > LINE {
-                prefetch_to_write(frame.as_ptr().wrapping_add(LINE));
-            }
-        }
-    }
-
     /// Copies a frame in one piece into `buffer`, behind its header; `false`, and nothing is done, where it does not fit.
+    /// `next` is what will be copied after it.
     #[inline]
-    pub(crate) fn put(&self, offload: &Offload, frame: &Segment, buffer: &Segment) -> bool {
-        self.put_behind(&self.header_of(offload, 1), frame, buffer)
+    pub(crate) fn put(
+        &self,
+        offload: &Offload,
+        frame: &Segment,
+        buffer: &Segment,
+        next: Option<Copied<'_>>,
+    ) -> bool {
+        self.put_behind(&self.header_of(offload, 1), frame, buffer, next)
     }
 
     /// The same for a frame that leaves nothing to be done.
     #[inline(always)]
-    pub(crate) fn put_plain(&self, frame: &Segment, buffer: &Segment) -> bool {
-        self.put_behind(&header::PLAIN, frame, buffer)
+    pub(crate) fn put_plain(&self, frame: &Segment, buffer: &Segment, next: Option<Copied<'_>>) -> bool {
+        self.put_behind(&header::PLAIN, frame, buffer, next)
     }
 
     #[inline(always)]
-    fn put_behind(&self, header: &RawHeader, frame: &Segment, buffer: &Segment) -> bool {
+    fn put_behind(
+        &self,
+        header: &RawHeader,
+        frame: &Segment,
+        buffer: &Segment,
+        next: Option<Copied<'_>>,
+    ) -> bool {
         if self.header + frame.len() > buffer.len() {
             return false;
         }
@@ -80,7 +79,7 @@ impl ReceiveRules {
         } else {
             buffer.copy_from(&header[..self.header as usize]);
         }
-        buffer.part(self.header, u32::MAX).copy_from_segment(frame);
+        buffer.part(self.header, u32::MAX).copy_from_segment_before(frame, next);
         true
     }
 }
@@ -251,16 +250,19 @@ fn deliver(
 fn deliver_plain(ring: &mut impl Virtqueue, rules: &ReceiveRules, frames: Frames<'_>) -> (usize, u64) {
     let mut found = PlainChains::new();
     ring.plain_chains(Access::Write, frames.len(), &mut found);
-    rules.prefetch(&found, frames.iter().map(|(frame, _)| frame.len()));
+    let ahead = Ahead { source_header: 0, sink_header: rules.header };
+    let copied = |at: usize| Some((frames.beginning(at)?, &found.get(at)?.segment));
+    ahead.start(copied);
     let mut bytes = 0;
     let mut n = 0;
     for ((frame, segments), plain) in frames.iter().zip(&found) {
+        let next = ahead.go_on(n, copied);
         let [source] = segments else { break };
         let offload = frame.offload();
         let fits = if *offload == Offload::NONE {
-            rules.put_plain(source, &plain.segment)
+            rules.put_plain(source, &plain.segment, next)
         } else {
-            rules.put(offload, source, &plain.segment)
+            rules.put(offload, source, &plain.segment, next)
         };
         if !fits {
             break;

@@ -24,13 +24,13 @@ use super::config::{MAX_SIZE, MIN_SIZE, RingConfig, RingError};
 use super::event::need_event;
 use super::notify::Call;
 use super::plain::{PlainChain, PlainChains, WholeBuffers};
-use super::prefetch::{prefetch, prefetch_to_write};
 use super::queue::{BadIndex, Chain, Piece, Virtqueue, Walked};
 use crate::counters::DropReason;
 use crate::guest::dirty_log::DirtyLog;
 use crate::guest::iotlb_miss::MissReporter;
 use crate::guest::space::{AddressSpace, Translator};
 use crate::handshake;
+use pmd::prefetch::{prefetch, prefetch_to_write};
 
 /// `VIRTQ_USED_F_NO_NOTIFY`: the device polls, the driver need not kick (2.7.10).
 const USED_NO_NOTIFY: u16 = 1;

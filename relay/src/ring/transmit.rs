@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 
 use arrayvec::ArrayVec;
 use pmd::frame::{BURST_BYTES, MIN_FRAME};
+use pmd::prefetch::prefetch;
 use pmd::{Armed, Burst, Capabilities, Frames, Offload, Segment, Token};
 
 use super::Ring;
 use super::chain::{Access, Stop};
 use super::notify::Kicks;
 use super::plain::{PlainChain, PlainChains};
-use super::prefetch::prefetch;
 use super::queue::{Chain, Virtqueue};
 use super::with_ring;
 use crate::bells::Ringer;
