@@ -3,7 +3,7 @@
 # configured and not asked for does no harm. MSI-X interrupts by kind and number, and a write-combining BAR, on the way.
 # nightly
 # expect: not_asked_for interrupts each_rings too_many address_width write_combining mapped_so
-# expect: pf_is_held token_missing token_wrong token_right token_of_daemon
+# expect: combined_rings pf_is_held token_missing token_wrong token_right token_of_daemon
 # timeout: 120
 . tests/lab/responder.sh
 
@@ -30,7 +30,7 @@ spawn wc "$TARGET/vf_probe" "$VF0" --write-combining 0 --igbvf --hold "$STOP"
 within 20 says wc '^too many' > /dev/null
 check write_combining says wc '^BAR 0 is WriteCombining'
 check mapped_so grep -qi "${start#00000000}.*write-combining" /sys/kernel/debug/x86/pat_memtype_list
-check says wc '^rung: \[\[0\], \[1\], \[2\]\]'
+check combined_rings says wc '^rung: \[\[0\], \[1\], \[2\]\]'
 touch "$STOP"
 within 10 gone wc > /dev/null
 stop wc

@@ -17,9 +17,13 @@ use pmd::pci::{PciFunction, Sysfs};
 use pmd::vfio::{Access, Function, VfToken};
 use pmd::{Address, Caching, Registers};
 
-/// Registers of an 82576 VF (82576 data sheet, 9.6): all interrupts allowed; raised by software.
-const VTEIMS: u32 = 0x1524;
+/// Registers of an 82576 VF (82576 data sheet, 9.6), a bit for each interrupt: raised by software; allowed; not allowed; taken
+/// back, by a 1, where it is not taken back as it goes out.
 const VTEICS: u32 = 0x1520;
+const VTEIMS: u32 = 0x1524;
+const VTEIMC: u32 = 0x1528;
+const VTEICR: u32 = 0x1580;
+const ALL: u32 = 7;
 const BAR_BYTES: usize = 0x4000;
 
 type Failure = Box<dyn std::error::Error>;
@@ -114,12 +118,19 @@ fn open_bar(function: &Arc<Function>, bar: u8, caching: Caching) -> Result<Arc<d
 
 /// Raises each interrupt alone; which bells rang after each.
 fn raise(registers: &dyn Registers, bells: &[OwnedFd]) -> Vec<Vec<usize>> {
-    registers.write(VTEIMS, 7);
+    let rang = |bell: &OwnedFd| rustix::io::read(bell, &mut [0; 8]).is_ok();
+    // What an earlier driver left behind.
+    registers.write(VTEIMC, ALL);
+    registers.write(VTEICR, ALL);
+    for bell in bells {
+        rang(bell);
+    }
+    registers.write(VTEIMS, ALL);
     let raised = (0..bells.len()).map(|vector| {
         registers.write(VTEICS, 1 << vector);
         std::thread::sleep(Duration::from_millis(200));
-        registers.write(VTEIMS, 7);
-        let rang = |bell: &OwnedFd| rustix::io::read(bell, &mut [0; 8]).is_ok();
+        registers.write(VTEICR, ALL);
+        registers.write(VTEIMS, ALL);
         (0..bells.len()).filter(|bell| rang(&bells[*bell])).collect()
     });
     raised.collect()
