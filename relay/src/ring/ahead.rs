@@ -28,7 +28,7 @@ pub(crate) type Copied<'a> = (&'a Segment, &'a Segment);
 /// What frames of a run have before them, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ahead {
-    /// In the source, where the header is looked at; 0 otherwise.
+    /// In the source; 0 where it is a device's buffer.
     pub source_header: u32,
     /// In the destination.
     pub sink_header: u32,
@@ -68,7 +68,7 @@ impl Ahead {
 
     #[inline(always)]
     fn fetch_rest(&self, (source, sink): Copied<'_>) {
-        let frame = source.len().wrapping_sub(self.source_header);
+        let frame = source.len().saturating_sub(self.source_header);
         if frame <= LINE as u32 {
             return;
         }

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use pmd::frame::{BURST_FRAMES, BURST_SEGMENTS};
+use pmd::prefetch::prefetch_to_write;
 
 use super::buffer::{BURST_DESCRIPTORS, Buffer, area, table_entries, table_entry};
 use super::chain::{Access, DESCRIPTOR_SIZE, INDIRECT, NEXT, Stop, WRITE};
@@ -45,7 +46,6 @@ use crate::guest::positions::{First, Predecessor, Progress, RingPosition};
 use crate::guest::space::{AddressSpace, Translator};
 use crate::handshake;
 use crate::turns::ticks;
-use pmd::prefetch::prefetch_to_write;
 
 /// Descriptors in a cache line of 64 bytes.
 const PER_LINE: u16 = 64 / DESCRIPTOR_SIZE as u16;

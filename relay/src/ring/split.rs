@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use pmd::frame::BURST_SEGMENTS;
+use pmd::prefetch::{prefetch, prefetch_to_write};
 
 use super::buffer::{BURST_DESCRIPTORS, area, table_entries, table_entry};
 use super::chain::{Access, Descriptor, INDIRECT, NEXT, Stop, WRITE};
@@ -30,7 +31,6 @@ use crate::guest::dirty_log::DirtyLog;
 use crate::guest::iotlb_miss::MissReporter;
 use crate::guest::space::{AddressSpace, Translator};
 use crate::handshake;
-use pmd::prefetch::{prefetch, prefetch_to_write};
 
 /// `VIRTQ_USED_F_NO_NOTIFY`: the device polls, the driver need not kick (2.7.10).
 const USED_NO_NOTIFY: u16 = 1;
