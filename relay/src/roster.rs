@@ -10,7 +10,7 @@
 //! A lane falls asleep when all that can bring it work rings a bell: it has the others asked to ring, looks once more,
 //! and is not touched again. So quiet relays cost a busy one nothing but a look at the bells now and then, however many
 //! they are. A lane of which something does not ring (a ring without kick descriptor, a device without interrupt, frames
-//! that wait for a time to pass) dozes.
+//! that wait for a time to pass) dozes; so do a [`FEW`], as long as others keep the worker from sleeping.
 //!
 //! Now and then, whoever sleeps is looked at all the same: a device can lose an interrupt.
 //!
@@ -23,10 +23,18 @@ use pmd::Armed;
 
 use crate::handover::{Keep, Owned};
 
-/// A lane without work is polled on for this long.
+/// A lane without work is polled on for this long at least.
 pub const QUIET: Duration = Duration::from_micros(50);
+/// And so many times as long as it took to have the others asked to ring, which costs a device much more under emulation: so
+/// one with short breaks is not asked all the time.
+const WORTH: u32 = 8;
+/// But never for longer than this.
+const MOST_QUIET: Duration = Duration::from_millis(1);
 /// A busy worker looks so often at bells, and at lanes that doze.
 pub const LOOK: Duration = Duration::from_micros(20);
+
+/// So many quiet ones are polled in less time than the system is asked whether their bells rang.
+pub const FEW: usize = 4;
 
 /// How a lane rests.
 #[derive(Clone, Copy, Debug)]
@@ -37,11 +45,13 @@ pub struct Rest {
     armed: Option<Armed>,
     /// Something seemed to be there when it was last to fall asleep, and no work since.
     alarmed: bool,
+    /// It is polled for so long after it had work.
+    quiet: Duration,
 }
 
 impl Default for Rest {
     fn default() -> Self {
-        Self { since: Instant::now(), armed: None, alarmed: false }
+        Self { since: Instant::now(), armed: None, alarmed: false, quiet: QUIET }
     }
 }
 
@@ -100,6 +110,11 @@ impl<T: Rests> Roster<T> {
         self.awake.is_empty() && self.dozing.is_empty()
     }
 
+    /// Whether somebody waits for a bell.
+    pub fn has_sleepers(&self) -> bool {
+        !self.asleep.is_empty()
+    }
+
     /// Whether there is nobody at all.
     pub fn is_empty(&self) -> bool {
         self.is_asleep() && self.asleep.is_empty()
@@ -136,7 +151,8 @@ impl<T: Rests> Roster<T> {
         }
         at = 0;
         while let Some(thing) = self.awake.get_mut(at) {
-            if thing.rest().is_fresh(now) || thing.is_kept_up(self.may_sleep) {
+            let few = self.dozing.len() + self.asleep.len() < FEW;
+            if thing.rest().is_fresh(now) || (!few && thing.is_kept_up(self.may_sleep)) {
                 at += 1;
                 continue;
             }
@@ -168,7 +184,7 @@ impl<T: Rests> Roster<T> {
 impl Rest {
     #[inline]
     fn is_fresh(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.since) < QUIET
+        now.saturating_duration_since(self.since) < self.quiet
     }
 }
 
@@ -191,8 +207,10 @@ pub trait Resting: Rests {
         if !may_sleep {
             return false;
         }
+        let asked = Instant::now();
         let armed = self.arm();
         let rest = self.rest();
+        rest.quiet = (asked.elapsed() * WORTH).clamp(QUIET, MOST_QUIET);
         rest.armed = Some(armed);
         let known = std::mem::replace(&mut rest.alarmed, armed == Armed::Ready);
         armed == Armed::Ready && !known
@@ -229,6 +247,14 @@ mod tests {
         rest: Rest,
         answer: Armed,
         asked: bool,
+        /// What asking costs.
+        cost: Duration,
+    }
+
+    impl Thing {
+        fn new(name: u32, answer: Armed) -> Self {
+            Self { name, rest: Rest::default(), answer, asked: false, cost: Duration::ZERO }
+        }
     }
 
     impl Owned for Thing {
@@ -246,6 +272,7 @@ mod tests {
 
         fn arm(&mut self) -> Armed {
             self.asked = true;
+            std::thread::sleep(self.cost);
             self.answer
         }
 
@@ -257,8 +284,8 @@ mod tests {
     /// A roster with one thing, and a time at which that has been quiet for long enough.
     fn one(answer: Armed, may_sleep: bool) -> (Roster<Thing>, Instant) {
         let mut roster = Roster::new(8, may_sleep);
-        roster.take_in(Box::new(Thing { name: 7, rest: Rest::default(), answer, asked: false }));
-        (roster, Instant::now() + QUIET)
+        roster.take_in(Box::new(Thing::new(7, answer)));
+        (roster, Instant::now() + MOST_QUIET)
     }
 
     fn places(roster: &Roster<Thing>) -> [usize; 3] {
@@ -268,7 +295,7 @@ mod tests {
     #[test]
     fn who_is_quiet_for_long_sleeps_until_its_bell_rings() {
         let (mut roster, later) = one(Armed::Rings, true);
-        roster.settle(later - QUIET);
+        roster.settle(later - MOST_QUIET);
         assert_eq!(places(&roster), [1, 0, 0], "not yet");
         roster.settle(later);
         assert_eq!(places(&roster), [0, 0, 1]);
@@ -280,6 +307,48 @@ mod tests {
         roster.settle(later);
         assert_eq!(places(&roster), [0, 0, 1], "a bell for nothing keeps nobody awake");
         assert!(roster.asleep[0].1.asked, "but it was asked for another one");
+    }
+
+    #[test]
+    fn who_is_asked_at_a_high_price_is_polled_for_longer_before() {
+        let (mut roster, later) = one(Armed::Rings, true);
+        roster.awake()[0].cost = MOST_QUIET;
+        roster.settle(later);
+        roster.wake(&7);
+        roster.awake()[0].worked(later);
+        roster.settle(later + MOST_QUIET - QUIET);
+        assert_eq!(places(&roster), [1, 0, 0]);
+        roster.settle(later + MOST_QUIET);
+        assert_eq!(places(&roster), [0, 0, 1]);
+    }
+
+    #[test]
+    fn a_few_doze_while_another_works() {
+        let (mut roster, later) = one(Armed::Rings, true);
+        for name in 0..FEW as u32 {
+            roster.take_in(Box::new(Thing::new(name, Armed::Rings)));
+        }
+        let work = |roster: &mut Roster<Thing>| {
+            roster
+                .awake()
+                .iter_mut()
+                .filter(|thing| thing.name == 7)
+                .for_each(|thing| thing.worked(later + MOST_QUIET));
+        };
+        work(&mut roster);
+        roster.settle(later + MOST_QUIET);
+        assert_eq!((places(&roster), roster.has_sleepers()), ([1, FEW, 0], false));
+        assert!(roster.dozing().iter().all(|thing| !thing.asked));
+        roster.take_in(Box::new(Thing::new(8, Armed::Rings)));
+        work(&mut roster);
+        roster.settle(later + MOST_QUIET);
+        assert_eq!((places(&roster), roster.has_sleepers()), ([1, FEW, 1], true), "one more than a few");
+        roster.settle(later + 2 * MOST_QUIET);
+        assert_eq!(places(&roster), [0, 0, FEW + 2], "nobody works");
+        roster.stir();
+        work(&mut roster);
+        roster.settle(later + MOST_QUIET);
+        assert_eq!(places(&roster), [1, FEW, 1]);
     }
 
     #[test]
@@ -338,7 +407,7 @@ mod tests {
         assert_eq!(places(&roster), [0, 1, 0]);
         roster.dozing()[0].worked(later);
         roster.settle(later);
-        roster.settle(later + QUIET);
+        roster.settle(later + MOST_QUIET);
         assert_eq!(places(&roster), [1, 0, 0], "after work it counts again");
     }
 
@@ -523,7 +592,7 @@ mod model {
         // Ahead of the true time, which a lane has when it comes, so that it makes no difference how long anything takes.
         let mut now = Instant::now() + Duration::from_secs(3600);
         while handover::attend(bells, &mut roster) {
-            now += QUIET;
+            now += MOST_QUIET;
             match fault {
                 _ if roster.is_quiet() => {}
                 Fault::MissesMessages => handover::sleep(bells, Duration::ZERO, |name| roster.wake(&name)),

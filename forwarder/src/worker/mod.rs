@@ -130,7 +130,7 @@ fn run(mailbox: &Mailbox, heartbeat: &Heartbeat, idle: Idle) {
         if look {
             next_look = now + LOOK;
             // Of a quiet one the bells were looked at when it slept; of one that polls none is asked to ring.
-            if !roster.is_quiet() && idle != Idle::Poll {
+            if !roster.is_quiet() && roster.has_sleepers() {
                 mailbox.look(|lane| roster.wake(&lane));
             }
         }
