@@ -20,7 +20,7 @@ use super::health::{Breach, Health};
 use super::registers::UNMASK;
 use crate::device::{Armed, ReceiveQueue};
 use crate::frame::{Burst, MIN_FRAME, Token};
-use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice};
+use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice, refill_of};
 use crate::net::packet::Version;
 use crate::offload::{Checksum, Offload};
 use crate::registers::Registers;
@@ -29,8 +29,6 @@ use crate::registers::Registers;
 const MAX_CHAIN: usize = 8;
 /// Longest frame that a chain holds.
 pub const MAX_FRAME: u32 = MAX_CHAIN as u32 * BUFFER_SIZE;
-/// Descriptors given to the device at once, unless it is running out of them.
-const REFILL: u16 = 32;
 /// An id without a buffer.
 const NONE: u32 = u32::MAX;
 
@@ -115,7 +113,8 @@ impl EnaReceive {
     fn refill(&mut self) {
         let count = self.ids.len().min(self.parts.pool.available());
         let posted = usize::from(self.parts.depth) - 1 - self.ids.len();
-        if count == 0 || self.dead || (count < usize::from(REFILL) && posted >= usize::from(REFILL)) {
+        let worthwhile = usize::from(refill_of(self.parts.depth));
+        if count == 0 || self.dead || (count < worthwhile && posted >= worthwhile) {
             return;
         }
         for _ in 0..count {
@@ -491,11 +490,14 @@ mod tests {
     }
 
     #[test]
-    fn one_doorbell_a_burst_and_no_register_is_read() {
+    fn one_doorbell_for_a_quarter_of_the_ring_and_no_register_is_read() {
         let (mut queue, mut device) = queue(400);
         let before = device.doorbell.writes();
-        (0..32).for_each(|_| assert!(device.fill(64, WHOLE)));
-        queue.receive(&mut Burst::new());
+        for burst in 1..=queue.parts.depth / 4 / 32 {
+            assert_eq!(device.doorbell.writes(), before, "before burst {burst}");
+            (0..32).for_each(|_| assert!(device.fill(64, WHOLE)));
+            queue.receive(&mut Burst::new());
+        }
         assert_eq!((device.doorbell.writes(), device.doorbell.reads()), (before + 1, 0));
     }
 

@@ -60,6 +60,13 @@ impl Received {
         self.status() & Self::END != 0
     }
 
+    /// Whether it is a whole frame that arrived undamaged and of which nothing was taken off.
+    #[inline]
+    pub fn is_plain(self, family: &Family) -> bool {
+        let told = Self::DONE | Self::END;
+        self.status() & (told | family.damaged | family.tag_taken) == told
+    }
+
     /// Whether the frame arrived damaged; told with its last buffer.
     #[inline]
     pub fn is_bad(self, family: &Family) -> bool {

@@ -122,20 +122,36 @@ impl IntelReceive {
         whole.then_some(parts)
     }
 
-    /// What the device says of the transport checksum of the frame at the head. What it found wrong, the guest judges.
+    /// What the device says of the transport checksum of the frame that ends in the slot `n` after the head. What it found
+    /// wrong, the guest judges.
     #[inline]
-    fn verdict(&self, parts: &[Received]) -> Checksum {
-        match parts.last() {
-            Some(last) if last.checksum_is_right(self.family) => {
-                let slot = self.posted.slot(parts.len() - 1);
-                if is_tcp_or_udp(self.ring.load(2 * slot)) { Checksum::Valid } else { Checksum::Unknown }
+    fn verdict(&self, last: Received, n: usize) -> Checksum {
+        let right =
+            last.checksum_is_right(self.family) && is_tcp_or_udp(self.ring.load(2 * self.posted.slot(n)));
+        if right { Checksum::Valid } else { Checksum::Unknown }
+    }
+
+    /// Moves the frames at the head into `burst` that are plain ones, as nearly all are.
+    #[inline]
+    fn plain_frames(&mut self, burst: &mut Burst) {
+        while burst.room() > 0 && !self.posted.is_empty() && !self.discarding {
+            let whole = Received::from_word(self.ring.load(2 * self.posted.slot(0) + 1));
+            if !whole.is_plain(self.family) || !(MIN_FRAME..=BUFFER_SIZE).contains(&whole.len()) {
+                return;
             }
-            _ => Checksum::Unknown,
+            // As in `next_frame`.
+            fence(Ordering::Acquire);
+            let offload = Offload { checksum: self.verdict(whole, 0), ..Offload::NONE };
+            let segment = self.posted.segment(0, whole.len());
+            if !burst.push_whole(segment, Token(self.posted.buffer(0)), offload) {
+                return;
+            }
+            self.posted.take_first();
         }
     }
 
     /// Moves one frame into `burst`, or drops it; `false` when there is none or the burst has no room for it.
-    #[inline]
+    #[inline(never)]
     fn next_frame(&mut self, burst: &mut Burst) -> bool {
         let Some(parts) = self.look() else { return false };
         // The frame's bytes are read after the word that says they are there.
@@ -166,8 +182,8 @@ impl IntelReceive {
                 return false;
             }
         }
-        if !burst.finish_frame_with(Token(first), Offload { checksum: self.verdict(&parts), ..Offload::NONE })
-        {
+        let checksum = parts.last().map_or(Checksum::Unknown, |last| self.verdict(*last, parts.len() - 1));
+        if !burst.finish_frame_with(Token(first), Offload { checksum, ..Offload::NONE }) {
             return false;
         }
         self.posted.take(parts.len());
@@ -178,7 +194,12 @@ impl IntelReceive {
 impl ReceiveQueue for IntelReceive {
     #[inline]
     fn receive(&mut self, burst: &mut Burst) {
-        while burst.room() > 0 && self.next_frame(burst) {}
+        loop {
+            self.plain_frames(burst);
+            if burst.room() == 0 || !self.next_frame(burst) {
+                break;
+            }
+        }
         self.refill();
     }
 
@@ -393,16 +414,19 @@ mod tests {
     }
 
     #[test]
-    fn one_tail_write_a_burst() {
+    fn one_tail_write_for_a_quarter_of_the_ring() {
         let (mut queue, mut ring) = queue(2000);
-        let before = ring.double.writes(RDT);
-        for _ in 0..32 {
-            ring.fill(0, 64, DONE | END);
+        let writes = ring.double.writes(RDT);
+        for burst in 1..=RING / 4 / 32 {
+            assert_eq!(ring.double.writes(RDT), writes, "before burst {burst}");
+            for _ in 0..32 {
+                ring.fill(0, 64, DONE | END);
+            }
+            let reads = ring.double.reads();
+            queue.receive(&mut Burst::new());
+            assert_eq!(ring.double.reads(), reads);
         }
-        let reads = ring.double.reads();
-        queue.receive(&mut Burst::new());
-        assert_eq!(ring.double.writes(RDT), before + 1);
-        assert_eq!(ring.double.reads(), reads);
+        assert_eq!(ring.double.writes(RDT), writes + 1);
     }
 
     #[test]

@@ -11,5 +11,5 @@ pub mod slots;
 pub use dma::{DmaAccess, DmaMap, DmaMemory, DmaSlice, Kept};
 pub use guest::{GuestWindow, GuestWindows};
 pub use pool::{BUFFER_SIZE, BufferPool};
-pub use posted::PostedBuffers;
+pub use posted::{PostedBuffers, refill_of};
 pub use slots::SlotBuffers;

@@ -7,8 +7,12 @@
 use super::pool::BufferPool;
 use crate::frame::{Segment, Token};
 
-/// Buffers given to the device at once, unless it is running out of them.
-const REFILL: u16 = 32;
+/// Buffers given to a ring of `slots` at once, unless its device is running out of them. To tell the device of them costs it
+/// and us far more than to describe them, and what is left meanwhile lasts for long.
+pub const fn refill_of(slots: u16) -> u16 {
+    slots / 4
+}
+
 /// A slot without a buffer.
 const NONE: u32 = u32::MAX;
 
@@ -32,6 +36,7 @@ pub struct PostedBuffers<const RING: u16> {
 
 impl<const RING: u16> PostedBuffers<RING> {
     const MASK: u16 = RING - 1;
+    const REFILL: u16 = refill_of(RING);
 
     /// None is posted yet. `kept_free` slots (1 at least: a ring whose tail meets its head is an empty one) are never given to
     /// the device, and the others in multiples of `step` (1 for any number).
@@ -48,7 +53,7 @@ impl<const RING: u16> PostedBuffers<RING> {
     pub fn refill(&mut self, mut describe: impl FnMut(usize, u64)) -> u16 {
         let free = self.pool.available().min(usize::from(RING)) as u16;
         let room = self.most.saturating_sub(self.count).min(free) / self.step * self.step;
-        if room == 0 || (room < REFILL && self.count >= REFILL) {
+        if room == 0 || (room < Self::REFILL && self.count >= Self::REFILL) {
             return 0;
         }
         for _ in 0..room {
@@ -109,20 +114,27 @@ impl<const RING: u16> PostedBuffers<RING> {
     /// Takes the buffers of the first `count` slots from the device, as the chain of one frame that is known by the first.
     #[inline]
     pub fn take(&mut self, count: usize) -> Token {
-        let (mut first, mut last) = (NONE, NONE);
-        for _ in 0..count.min(usize::from(self.count)) {
-            let slot = usize::from(self.head);
-            let buffer = self.slots.get_mut(slot).map_or(NONE, |entry| std::mem::replace(entry, NONE));
-            if first == NONE {
-                first = buffer;
-            } else {
-                self.pool.link(last, buffer);
-            }
-            last = buffer;
-            self.head = (self.head + 1) & Self::MASK;
-            self.count -= 1;
+        let first = self.take_first();
+        let mut last = first;
+        for _ in 1..count.min(usize::from(self.count) + 1) {
+            let next = self.take_first();
+            self.pool.link(last.0, next.0);
+            last = next;
         }
-        Token(first)
+        first
+    }
+
+    /// As [`take`](Self::take) of one slot.
+    #[inline(always)]
+    pub fn take_first(&mut self) -> Token {
+        if self.count == 0 {
+            return Token(NONE);
+        }
+        let buffer =
+            self.slots.get_mut(usize::from(self.head)).map_or(NONE, |entry| std::mem::replace(entry, NONE));
+        self.head = (self.head + 1) & Self::MASK;
+        self.count -= 1;
+        Token(buffer)
     }
 
     /// Drops the frame in the first `count` slots: its buffers are free again.
@@ -163,20 +175,20 @@ mod tests {
     fn some_slots_stay_free_and_buffers_are_given_in_heaps() {
         let mut posted = posted(200, 1, 1);
         assert_eq!((posted.refill(|_, _| {}), posted.tail(), posted.free()), (63, 63, 137));
-        for _ in 0..31 {
+        for _ in 0..15 {
             posted.drop_frame(1);
             assert_eq!(posted.refill(|_, _| {}), 0, "it has enough");
         }
         posted.drop_frame(1);
-        assert_eq!((posted.refill(|_, _| {}), posted.tail()), (32, 31));
+        assert_eq!((posted.refill(|_, _| {}), posted.tail()), (16, 15));
     }
 
     #[test]
     fn a_device_that_runs_out_gets_what_there_is() {
         let mut posted = posted(40, 8, 8);
         assert_eq!((posted.refill(|_, _| {}), posted.free()), (40, 0));
-        let frames: Vec<Token> = (0..11).map(|_| posted.take(1)).collect();
-        for (n, frame) in frames.into_iter().enumerate() {
+        let frames: Vec<Token> = (0..25).map(|_| posted.take(1)).collect();
+        for (n, frame) in frames.into_iter().take(11).enumerate() {
             posted.release(frame);
             assert_eq!(posted.refill(|_, _| {}), if n == 7 { 8 } else { 0 }, "{n}: only whole steps");
         }

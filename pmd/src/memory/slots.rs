@@ -49,8 +49,20 @@ impl SlotBuffers {
 
     /// Copies a frame of `len` bytes, which `segments` hold, into the buffers from `slot` on; the bytes that are to be sent:
     /// a frame shorter than the wire takes is filled up with zeros.
-    #[inline]
+    #[inline(always)]
     pub fn copy_frame(&self, segments: &[Segment], len: u32, slot: u16) -> u32 {
+        match segments {
+            // Nearly all of them.
+            [whole] if (MIN_WIRE..=BUFFER_SIZE).contains(&len) => {
+                self.segment(slot, len).copy_from_segment(whole);
+                len
+            }
+            _ => self.copy_odd_frame(segments, len, slot),
+        }
+    }
+
+    #[inline(never)]
+    fn copy_odd_frame(&self, segments: &[Segment], len: u32, slot: u16) -> u32 {
         if len < MIN_WIRE {
             self.segment(slot, MIN_WIRE).copy_from(&[0; MIN_WIRE as usize]);
         }

@@ -18,15 +18,13 @@ use super::ring::{Piece, Ring, Used};
 use super::transport::Doorbell;
 use crate::device::{Armed, ReceiveQueue};
 use crate::frame::{Burst, MIN_FRAME, Token};
-use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice};
+use crate::memory::{BUFFER_SIZE, BufferPool, DmaSlice, refill_of};
 use crate::net_header::{self, LENGTH};
 use crate::offload::Offload;
 
 /// Most buffers of one frame: one more than the longest that still has to be cut needs (5.1.6.3.1).
 const MAX_CHAIN: usize = 34;
 const _: () = assert!(MAX_CHAIN as u32 * BUFFER_SIZE > 65_562 + BUFFER_SIZE);
-/// Buffers given to the device at once, unless it is running out of them.
-const REFILL: u16 = 16;
 /// An id without a buffer.
 const NONE: u32 = u32::MAX;
 
@@ -143,7 +141,7 @@ impl VirtioReceive {
     fn refill(&mut self) {
         let size = self.buffers.len() as u16;
         let count = self.ids.count.min(self.pool.available().min(usize::from(size)) as u16);
-        if count == 0 || count < REFILL && self.ids.count < size / 2 {
+        if count == 0 || count < refill_of(size) && self.ids.count < size / 2 {
             return;
         }
         for _ in 0..count {

@@ -182,7 +182,7 @@ impl IntelTransmit {
 
     /// Fills the next descriptor: `part` bytes at `iova`, of a frame to be handled in this manner, which they are the end of
     /// or not.
-    #[inline]
+    #[inline(always)]
     fn describe(&mut self, iova: u64, part: u32, manner: Manner, end: bool) -> Last {
         let slot = self.tail;
         let index = 2 * usize::from(slot);
@@ -213,7 +213,7 @@ impl IntelTransmit {
     }
 
     /// Fills descriptors for `len` bytes that lie in the buffers from the next slot on.
-    #[inline]
+    #[inline(always)]
     fn describe_copied(&mut self, len: u32, manner: Manner, end: bool) -> Last {
         let mut left = len;
         loop {
@@ -229,7 +229,7 @@ impl IntelTransmit {
 
     /// Sees to it that the device knows `context`, and names it in `manner`. `None` when there is no room for that and
     /// `slots` descriptors more.
-    #[inline]
+    #[inline(never)]
     fn introduce(&mut self, context: Context, manner: Manner, slots: u32) -> Option<Manner> {
         let known = self.contexts.find(context);
         if slots + u32::from(known.is_none()) > u32::from(self.room()) {
@@ -254,7 +254,7 @@ impl IntelTransmit {
 
     /// What comes before a frame that takes `slots` descriptors: a context where its task has one, or the family wants one
     /// for every frame. `None` when there is no room.
-    #[inline]
+    #[inline(always)]
     fn begin(&mut self, task: Option<&Task>, padded: u32, slots: u32) -> Option<Manner> {
         match task {
             Some(task) => self.introduce(task.context, task.manner, slots),
@@ -267,7 +267,7 @@ impl IntelTransmit {
 
     /// Copies a frame of a length that can be sent, its headers from `headers` where it has a task; `None` when there is no
     /// room for it.
-    #[inline]
+    #[inline(always)]
     fn send_copy(
         &mut self,
         segments: &[Segment],
@@ -307,7 +307,7 @@ impl IntelTransmit {
 
     /// Sends a frame of a length that can be sent from where it is, as far as the device reaches it and but for its headers
     /// where it has a task; `None` when there is no room for it.
-    #[inline]
+    #[inline(never)]
     fn send_in_place(
         &mut self,
         frame: &Frame,
@@ -347,7 +347,7 @@ impl IntelTransmit {
     }
 
     /// Sends a frame, copied or from where it is.
-    #[inline]
+    #[inline(always)]
     fn send(&mut self, frame: &Frame, segments: &[Segment], in_place: bool) -> Sent {
         if !frame.offload().is_done() {
             return self.send_with_task(frame, segments, in_place);
@@ -358,7 +358,7 @@ impl IntelTransmit {
         self.place(frame, segments, in_place, None, &[])
     }
 
-    #[inline]
+    #[inline(always)]
     fn place(
         &mut self,
         frame: &Frame,
@@ -375,6 +375,7 @@ impl IntelTransmit {
     }
 
     /// As [`send`](Self::send), for a frame that leaves the device something to do.
+    #[inline(never)]
     fn send_with_task(&mut self, frame: &Frame, segments: &[Segment], in_place: bool) -> Sent {
         let len = frame.len();
         if !(MIN_FRAME..=LONGEST_CUT).contains(&len) {
