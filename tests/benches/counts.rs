@@ -10,11 +10,19 @@ use std::hint::black_box;
 
 use forwarder_tests::bed::{Bed, BedOptions, FRAMES, Way};
 use gungraun::{Callgrind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
+use models::drivers::DRIVERS;
+use models::rate::Looped;
+use pmd::frame::BURST_FRAMES;
 
 /// glibc chooses its copy functions by what the processor has. Valgrind shows a processor no more than AVX2, so this is the
 /// variant that is counted, on whichever machine.
 const TUNABLES: &str = "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512CD,-AVX512DQ,-AVX512ER,-AVX512PF,-ERMS,-FSRM,-RTM:\
      glibc.cpu.x86_non_temporal_threshold=0xc0000:glibc.cpu.x86_rep_movsb_threshold=0x10000000";
+
+/// Entering this function ends the counting, leaving it goes on with it.
+const IN_MODEL: &str = "--toggle-collect=models::in_process::left_out*";
+/// Bursts that a driver has sent before it is counted.
+const WARM_UP: usize = 100;
 
 fn ring(packed: bool, frame: u32) -> Bed {
     Bed::ready(BedOptions::new(packed, frame))
@@ -109,11 +117,43 @@ fn idle_pass(mut bed: Bed) -> Bed {
     bed
 }
 
-library_benchmark_group!(name = frames, benchmarks = [cable, to_device, to_guest, idle_pass]);
+fn looped(driver: &str, frame: usize) -> Box<dyn Looped> {
+    #[allow(clippy::expect_used, reason = "a bench that names a driver that is not there cannot be run")]
+    let (_, open) = DRIVERS.iter().find(|(name, _)| *name == driver).expect("no such driver");
+    let mut looped = open(frame);
+    // Rings have gone round.
+    (0..WARM_UP).for_each(|_| looped.turn());
+    looped
+}
+
+fn without_faults(driver: Box<dyn Looped>) {
+    driver.no_faults();
+}
+
+// A frame is sent, and received again. What the model does meanwhile is left out (`IN_MODEL`).
+#[library_benchmark(teardown = without_faults)]
+#[bench::igbvf_64(looped("igbvf", 64))]
+#[bench::igbvf_1514(looped("igbvf", 1514))]
+#[bench::ixgbevf_64(looped("ixgbevf", 64))]
+#[bench::ena_host_64(looped("ena-host", 64))]
+#[bench::nfp_64(looped("nfp", 64))]
+#[bench::iavf_64(looped("iavf", 64))]
+#[bench::virtio_split_64(looped("virtio-split", 64))]
+#[bench::virtio_packed_64(looped("virtio-packed", 64))]
+fn driver(mut driver: Box<dyn Looped>) -> Box<dyn Looped> {
+    driver.leave_model_out(true);
+    for _ in 0..black_box(FRAMES as usize / BURST_FRAMES) {
+        driver.turn();
+    }
+    driver.leave_model_out(false);
+    driver
+}
+
+library_benchmark_group!(name = frames, benchmarks = [cable, to_device, to_guest, idle_pass, driver]);
 
 main!(
     config = LibraryBenchmarkConfig::default()
         .env("GLIBC_TUNABLES", TUNABLES)
-        .tool(Callgrind::with_args(["--cache-sim=no"]));
+        .tool(Callgrind::with_args(["--cache-sim=no", IN_MODEL]));
     library_benchmark_groups = frames
 );

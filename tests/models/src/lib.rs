@@ -13,6 +13,7 @@
 pub mod answer;
 pub mod bus;
 pub mod config;
+pub mod drivers;
 pub mod ena;
 pub mod exam;
 pub mod fault;

@@ -10,6 +10,7 @@ use models::exam::{Exam, RECOVERY, numbered};
 use models::guest::Guest;
 use models::igbvf::{Igbvf as Model, Wrong};
 use models::packets::{Ip, Transport, packet, partial};
+use models::rate::{Loop, Looped};
 use models::{Bus, Fault, InProcess, Model as _, Size, Stall};
 use pmd::igbvf::{IDS, Igbvf, Patience, Setup};
 use pmd::pci::PciFunction;
@@ -110,6 +111,13 @@ fn a_flow_of_frames_of_one_kind_writes_its_context_once_and_reads_no_register() 
     let now = exam.function.accesses();
     assert_eq!((now.0 - reads, now.1 - writes), (0, 100));
     assert_eq!(exam.function.with(|model, _| model.contexts()), 1);
+}
+
+#[test]
+fn full_bursts_cost_no_read_and_at_most_a_write_for_sixteen_frames_there_and_back() {
+    let rate = Loop::new(exam(), 64).rate(Duration::from_millis(100));
+    assert_eq!(rate.accesses.0, 0.0);
+    assert!(rate.accesses.1 <= 1.0 / 16.0, "{} writes a frame", rate.accesses.1);
 }
 
 #[test]

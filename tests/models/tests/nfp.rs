@@ -11,6 +11,7 @@ use models::nfp::{
     TXRWB, USUAL, Wrong,
 };
 use models::packets::{Ip, Transport, check, packet, partial};
+use models::rate::{Loop, Looped};
 use models::{Exam, Fault, InProcess, Stall};
 use pmd::pci::PciFunction;
 use pmd::vf::Wishes;
@@ -446,8 +447,7 @@ fn memory_for_frames_runs_out_before_descriptors_do_and_comes_back() {
 #[test]
 fn a_frame_costs_no_read_where_pointers_come_to_memory_and_one_for_hundreds_where_not() {
     for (settings, most) in [(Settings::nfdk(), 0.0), (Settings::default(), 1.0 / 400.0)] {
-        let mut exam = start(settings);
-        let rate = exam.rate(64, Duration::from_millis(100));
+        let rate = Loop::new(start(settings), 64).rate(Duration::from_millis(100));
         assert!(rate.accesses.0 <= most, "{} reads a frame", rate.accesses.0);
         assert!(rate.accesses.1 <= 2.1 / 32.0, "{} writes a frame", rate.accesses.1);
     }
