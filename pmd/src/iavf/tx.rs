@@ -143,6 +143,7 @@ impl IavfTransmit {
     fn collect_reports(&mut self) {
         let is_sent = |slot| is_transmitted(self.ring.load(2 * usize::from(slot) + 1));
         if let Some(clean) = self.reports.collect(is_sent) {
+            self.buffers.came_back(clean, clean.wrapping_sub(self.clean) & MASK);
             self.clean = clean;
         }
         // The buffers are written to after the device has read them.
@@ -210,10 +211,12 @@ impl IavfTransmit {
     #[inline]
     fn send(&mut self, frame: &Frame, segments: &[Segment], plan: Plan) -> Option<Last> {
         let context = u32::from(matches!(plan, Plan::Cut(..)));
-        if SlotBuffers::needed(frame.len()) + context > u32::from(self.room()) {
+        let slots = SlotBuffers::needed(frame.len());
+        if slots + context > u32::from(self.room()) {
             return None;
         }
         let first = (self.tail + context as u16) & MASK;
+        self.buffers.warm(first, slots);
         let len = self.buffers.copy_frame(segments, frame.len(), first);
         let work = match plan {
             Plan::Plain => Work::default(),

@@ -4,6 +4,14 @@
 //!   ring      [ slot 0 ][ slot 1 ][ slot 2 ] …      a frame longer than one buffer goes on in the next slot's
 //!   buffers   [  2 KiB ][  2 KiB ][  2 KiB ] …
 //! ```
+//!
+//! To fill the buffers by turns means to write to one that has left the caches long ago. An owner whose device is done with its
+//! slots in order can have the buffers that came back last used next, before it fills a slot:
+//!
+//! ```text
+//!   slots     [ sent, came back last: hot ][ with the device ][ filled next: cold ] …
+//!                                    └──────── exchange ───────────┘
+//! ```
 
 use super::dma::DmaSlice;
 use super::pool::BUFFER_SIZE;
@@ -15,6 +23,13 @@ use crate::frame::{MIN_WIRE, Segment};
 pub struct SlotBuffers {
     memory: DmaSlice,
     mask: u16,
+    /// The buffer of each slot: each is one slot's.
+    of: Box<[u16]>,
+    /// The last slot that came back.
+    last: u16,
+    /// The slot whose buffer is exchanged next, and how many came back with it.
+    hot: u16,
+    hot_count: u16,
 }
 
 impl SlotBuffers {
@@ -26,7 +41,41 @@ impl SlotBuffers {
     /// Buffers for a ring of `slots` (a power of two), in [`bytes`](Self::bytes) of memory.
     pub fn new(memory: DmaSlice, slots: u16) -> Self {
         debug_assert!(slots.is_power_of_two() && memory.len() >= Self::bytes(slots));
-        Self { memory, mask: slots - 1 }
+        Self { memory, mask: slots - 1, of: (0..slots).collect(), last: 0, hot: 0, hot_count: 0 }
+    }
+
+    /// The `count` slots before `end` came back from the device, and so did all that were filled before them.
+    #[inline]
+    pub fn came_back(&mut self, end: u16, count: u16) {
+        self.last = end.wrapping_sub(1) & self.mask;
+        (self.hot, self.hot_count) = (self.last, count);
+    }
+
+    /// Gives the `count` slots from `slot` on, which are filled next, the buffers that came back last in exchange, as long as
+    /// there are such.
+    #[inline(always)]
+    pub fn warm(&mut self, slot: u16, count: u32) {
+        for n in 0..count as u16 {
+            self.exchange(slot.wrapping_add(n));
+        }
+    }
+
+    #[inline(always)]
+    fn exchange(&mut self, slot: u16) {
+        let (slot, hot) = (slot & self.mask, self.hot);
+        let is_free = hot.wrapping_sub(slot) & self.mask <= self.last.wrapping_sub(slot) & self.mask;
+        if self.hot_count > 0 && is_free {
+            self.of.swap(usize::from(slot), usize::from(hot));
+            self.hot = hot.wrapping_sub(1) & self.mask;
+            self.hot_count -= 1;
+        }
+    }
+
+    /// Where the buffer of `slot` begins in the memory.
+    #[inline(always)]
+    fn offset(&self, slot: u16) -> usize {
+        let buffer = self.of.get(usize::from(slot & self.mask)).copied().unwrap_or_default();
+        usize::from(buffer) * BUFFER_SIZE as usize
     }
 
     /// Slots that a frame of `len` bytes takes.
@@ -38,13 +87,13 @@ impl SlotBuffers {
     /// Where the device finds the buffer of `slot`.
     #[inline]
     pub fn iova(&self, slot: u16) -> u64 {
-        self.memory.iova() + u64::from(slot & self.mask) * u64::from(BUFFER_SIZE)
+        self.memory.iova() + self.offset(slot) as u64
     }
 
     /// The first `len` bytes of the buffer of `slot`, cut at its end.
     #[inline]
     pub fn segment(&self, slot: u16, len: u32) -> Segment {
-        self.memory.segment(usize::from(slot & self.mask) * BUFFER_SIZE as usize, len.min(BUFFER_SIZE))
+        self.memory.segment(self.offset(slot), len.min(BUFFER_SIZE))
     }
 
     /// Copies a frame of `len` bytes, which `segments` hold, into the buffers from `slot` on; the bytes that are to be sent:
@@ -86,8 +135,7 @@ impl SlotBuffers {
                     (slot, at) = (slot.wrapping_add(1), 0);
                 }
                 let part = segment.part(done, BUFFER_SIZE - at);
-                let start = usize::from(slot & self.mask) * BUFFER_SIZE as usize + at as usize;
-                self.memory.segment(start, part.len()).copy_from_segment(&part);
+                self.memory.segment(self.offset(slot) + at as usize, part.len()).copy_from_segment(&part);
                 done += part.len();
                 at += part.len();
             }
@@ -100,6 +148,7 @@ mod tests {
     use super::*;
     use crate::memory::dma::DmaMemory;
     use crate::memory::dma::tests::FakeMap;
+    use proptest::prelude::*;
     use std::ptr::NonNull;
     use std::sync::Arc;
 
@@ -140,6 +189,51 @@ mod tests {
         buffers.copy_behind(12, &[segment(&mut [1; 2036]), segment(&mut [2; 5])], 3);
         assert_eq!(read(&buffers, 3, 2048), [&[9; 12][..], &[1; 2036]].concat());
         assert_eq!(read(&buffers, 0, 6), [2, 2, 2, 2, 2, 0]);
+    }
+
+    #[test]
+    fn what_came_back_last_is_used_next() {
+        let mut buffers = buffers();
+        let first = buffers.iova(0);
+        buffers.came_back(1, 1);
+        buffers.warm(1, 1);
+        assert_eq!(buffers.iova(1), first);
+        buffers.warm(2, 1);
+        assert_eq!(buffers.iova(2) - first, 2 * 2048, "no other came back");
+        assert_eq!(buffers.iova(0) - first, 2048, "an exchange");
+    }
+
+    proptest! {
+        #[test]
+        fn a_buffer_that_the_device_has_stays_in_its_slot(steps in prop::collection::vec((0u16..3, 1u16..9), 1..200)) {
+            const SLOTS: u16 = 16;
+            let bytes = SlotBuffers::bytes(SLOTS);
+            let memory = DmaMemory::new(Arc::new(FakeMap::default()), bytes, "test").unwrap();
+            let [slice] = memory.carve([bytes]).unwrap();
+            let mut buffers = SlotBuffers::new(slice, SLOTS);
+            let (mut with_device, mut tail) = (std::collections::VecDeque::new(), 0);
+            for (kind, count) in steps {
+                if kind == 0 {
+                    let count = count.min(with_device.len() as u16);
+                    with_device.drain(..usize::from(count));
+                    if count > 0 {
+                        buffers.came_back(tail - with_device.len() as u16, count);
+                    }
+                } else if with_device.len() < usize::from(SLOTS) - 1 {
+                    // Not every slot needs its buffer.
+                    if kind == 1 {
+                        buffers.warm(tail, 1);
+                    }
+                    with_device.push_back((tail, buffers.iova(tail)));
+                    tail += 1;
+                }
+                for (slot, iova) in &with_device {
+                    prop_assert_eq!(buffers.iova(*slot), *iova);
+                }
+                let each: std::collections::BTreeSet<_> = (0..SLOTS).map(|slot| buffers.iova(slot)).collect();
+                prop_assert_eq!(each.len(), usize::from(SLOTS));
+            }
+        }
     }
 
     #[test]

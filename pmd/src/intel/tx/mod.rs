@@ -4,7 +4,7 @@
 //!   returned ──▶ [sent, tokens to be given back] ◀── clean ──▶ [with the device] ◀── tail
 //! ```
 //!
-//! Slot n has buffer n: a frame is copied once, into the buffers of as many slots as it needs. What lies in memory of the
+//! Each slot has a buffer: a frame is copied once, into the buffers of as many slots as it needs. What lies in memory of the
 //! guest that the device reaches is not copied: its descriptor points there, and the frame is borrowed until the device has
 //! sent it, which it [reports](super::reports) now and then.
 //!
@@ -161,7 +161,10 @@ impl IntelTransmit {
     fn collect_reports(&mut self) {
         let is_sent = |slot| is_transmitted(self.ring.load(2 * usize::from(slot) + 1));
         if let Some(clean) = self.reports.collect(is_sent) {
+            self.buffers.came_back(clean, clean.wrapping_sub(self.clean) & MASK);
             self.clean = clean;
+            // The buffers are written to after the device has read them.
+            fence(Ordering::Acquire);
         }
         if self.borrowed == 0 {
             self.returned = self.clean;
@@ -277,7 +280,9 @@ impl IntelTransmit {
     ) -> Option<Last> {
         // What the device is told of a frame that it works on is told to the byte; it fills up what leaves itself.
         let padded = if task.is_some() { len } else { len.max(MIN_WIRE) };
-        let manner = self.begin(task, padded, SlotBuffers::needed(len))?;
+        let slots = SlotBuffers::needed(len);
+        let manner = self.begin(task, padded, slots)?;
+        self.buffers.warm(self.tail, slots);
         self.buffers.copy_frame(segments, len, self.tail);
         if !headers.is_empty() {
             // What was read and changed is what is sent, not what its owner has made of it since.
