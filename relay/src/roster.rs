@@ -10,7 +10,8 @@
 //! A lane falls asleep when all that can bring it work rings a bell: it has the others asked to ring, looks once more,
 //! and is not touched again. So quiet relays cost a busy one nothing but a look at the bells now and then, however many
 //! they are. A lane of which something does not ring (a ring without kick descriptor, a device without interrupt, frames
-//! that wait for a time to pass) dozes; so do a [`FEW`], as long as others keep the worker from sleeping.
+//! that wait for a time to pass) dozes; so do all that are quiet where there are only a [`FEW`] and one keeps the worker from
+//! sleeping.
 //!
 //! Now and then, whoever sleeps is looked at all the same: a device can lose an interrupt.
 //!
@@ -33,8 +34,8 @@ const MOST_QUIET: Duration = Duration::from_millis(1);
 /// A busy worker looks so often at bells, and at lanes that doze.
 pub const LOOK: Duration = Duration::from_micros(20);
 
-/// So many quiet ones are polled in less time than the system is asked whether their bells rang.
-pub const FEW: usize = 4;
+/// So many of a worker's lanes are polled in less time than the system is asked whether their bells rang.
+pub const FEW: usize = 5;
 
 /// How a lane rests.
 #[derive(Clone, Copy, Debug)]
@@ -149,9 +150,9 @@ impl<T: Rests> Roster<T> {
                 at += 1;
             }
         }
+        let few = self.awake.len() + self.dozing.len() + self.asleep.len() <= FEW;
         at = 0;
         while let Some(thing) = self.awake.get_mut(at) {
-            let few = self.dozing.len() + self.asleep.len() < FEW;
             if thing.rest().is_fresh(now) || (!few && thing.is_kept_up(self.may_sleep)) {
                 at += 1;
                 continue;
@@ -324,31 +325,27 @@ mod tests {
 
     #[test]
     fn a_few_doze_while_another_works() {
-        let (mut roster, later) = one(Armed::Rings, true);
-        for name in 0..FEW as u32 {
-            roster.take_in(Box::new(Thing::new(name, Armed::Rings)));
+        for (quiet, dozes) in [(FEW - 1, true), (FEW, false)] {
+            let (mut roster, later) = one(Armed::Rings, true);
+            for name in 10..10 + quiet as u32 {
+                roster.take_in(Box::new(Thing::new(name, Armed::Rings)));
+            }
+            let work = |roster: &mut Roster<Thing>| {
+                let worker = roster.awake().iter_mut().find(|thing| thing.name == 7);
+                worker.unwrap().worked(later + MOST_QUIET);
+            };
+            let places_while_it_works = if dozes { [1, quiet, 0] } else { [1, 0, quiet] };
+            work(&mut roster);
+            roster.settle(later + MOST_QUIET);
+            assert_eq!((places(&roster), roster.has_sleepers()), (places_while_it_works, !dozes));
+            assert!(roster.dozing().iter().all(|thing| !thing.asked));
+            roster.settle(later + 2 * MOST_QUIET);
+            assert_eq!(places(&roster), [0, 0, quiet + 1], "nobody works");
+            roster.stir();
+            work(&mut roster);
+            roster.settle(later + MOST_QUIET);
+            assert_eq!(places(&roster), places_while_it_works);
         }
-        let work = |roster: &mut Roster<Thing>| {
-            roster
-                .awake()
-                .iter_mut()
-                .filter(|thing| thing.name == 7)
-                .for_each(|thing| thing.worked(later + MOST_QUIET));
-        };
-        work(&mut roster);
-        roster.settle(later + MOST_QUIET);
-        assert_eq!((places(&roster), roster.has_sleepers()), ([1, FEW, 0], false));
-        assert!(roster.dozing().iter().all(|thing| !thing.asked));
-        roster.take_in(Box::new(Thing::new(8, Armed::Rings)));
-        work(&mut roster);
-        roster.settle(later + MOST_QUIET);
-        assert_eq!((places(&roster), roster.has_sleepers()), ([1, FEW, 1], true), "one more than a few");
-        roster.settle(later + 2 * MOST_QUIET);
-        assert_eq!(places(&roster), [0, 0, FEW + 2], "nobody works");
-        roster.stir();
-        work(&mut roster);
-        roster.settle(later + MOST_QUIET);
-        assert_eq!(places(&roster), [1, FEW, 1]);
     }
 
     #[test]
