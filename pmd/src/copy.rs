@@ -36,10 +36,10 @@ impl Next {
 /// # Safety
 /// `n` bytes at `src` must be readable and `n` at `dst` writable.
 #[inline(always)]
-pub(crate) unsafe fn copy(src: *const u8, dst: *mut u8, n: usize, next: Next) {
+pub(crate) unsafe fn copy(src: *const u8, dst: *mut u8, n: usize, next: impl FnOnce() -> Next) {
     if n > SHORT_COPY as usize {
         // SAFETY: as the caller promises, and it is more than a line.
-        unsafe { copy_long(src, dst, n, next) };
+        unsafe { copy_long(src, dst, n, next()) };
     } else if n >= BLOCK {
         // SAFETY: as the caller promises, and it is a block at least.
         unsafe { copy_blocks(src, dst, n) };
@@ -50,6 +50,11 @@ pub(crate) unsafe fn copy(src: *const u8, dst: *mut u8, n: usize, next: Next) {
 }
 
 const BLOCK: usize = 16;
+/// A vector register: an array of bytes would go by way of the stack. Each store that a copy makes more fills the queue of
+/// those that wait for their cache line.
+#[cfg(target_arch = "x86_64")]
+type Block = std::arch::x86_64::__m128i;
+#[cfg(not(target_arch = "x86_64"))]
 type Block = [u8; BLOCK];
 
 /// # Safety
@@ -63,9 +68,10 @@ unsafe fn copy_blocks(src: *const u8, dst: *mut u8, n: usize) {
     let mut at = 0;
     while n - at >= 4 * BLOCK {
         let blocks = [load(at), load(at + BLOCK), load(at + 2 * BLOCK), load(at + 3 * BLOCK)];
-        for (k, block) in blocks.into_iter().enumerate() {
-            store(at + k * BLOCK, block);
-        }
+        store(at, blocks[0]);
+        store(at + BLOCK, blocks[1]);
+        store(at + 2 * BLOCK, blocks[2]);
+        store(at + 3 * BLOCK, blocks[3]);
         at += 4 * BLOCK;
     }
     // What is left, from the front and from the end: some bytes twice.

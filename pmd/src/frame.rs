@@ -127,27 +127,39 @@ impl Segment {
     /// hostile guest can describe the same memory twice.
     #[inline]
     pub fn copy_from_segment(&self, src: &Segment) -> u32 {
-        self.copy_on(src, Next::NONE)
-    }
-
-    /// As [`copy_from_segment`](Self::copy_from_segment), while `next`, the source and the destination of the copy that comes
-    /// after, are brought near.
-    #[inline]
-    pub fn copy_from_segment_before(&self, src: &Segment, next: Option<(&Segment, &Segment)>) -> u32 {
-        let next = next.map_or(Next::NONE, |(source, sink)| Next {
-            source: source.as_ptr(),
-            sink: sink.as_ptr(),
-            len: source.len.min(sink.len) as usize,
-        });
-        self.copy_on(src, next)
-    }
-
-    #[inline(always)]
-    fn copy_on(&self, src: &Segment, next: Next) -> u32 {
         let n = src.len.min(self.len);
         // SAFETY: both segments keep `n` bytes mapped by `new`'s contract.
-        unsafe { copy(src.as_ptr(), self.as_ptr(), n as usize, next) };
+        unsafe { copy(src.as_ptr(), self.as_ptr(), n as usize, || Next::NONE) };
         n
+    }
+
+    /// Copies `head` to the start of the segment and all of `src` behind it; `false`, and nothing is done, where there is no
+    /// room for both. `next` gives the source and the destination of the copy that comes after, which are brought near
+    /// where this one takes long enough.
+    #[inline(always)]
+    pub fn copy_behind<'a, const N: usize>(
+        &self,
+        head: &[u8; N],
+        src: &Segment,
+        next: impl FnOnce() -> Option<(&'a Segment, &'a Segment)>,
+    ) -> bool {
+        if N as u64 + u64::from(src.len) > u64::from(self.len) {
+            return false;
+        }
+        let next = || {
+            next().map_or(Next::NONE, |(source, sink)| Next {
+                source: source.as_ptr(),
+                sink: sink.as_ptr(),
+                len: source.len.min(sink.len) as usize,
+            })
+        };
+        // SAFETY: both segments are mapped by `new`'s contract, and this one has room for `N` bytes and `src.len` more; an
+        // array of bytes is aligned anywhere.
+        unsafe {
+            self.ptr.cast::<[u8; N]>().write_unaligned(*head);
+            copy(src.as_ptr(), self.as_ptr().add(N), src.len as usize, next);
+        }
+        true
     }
 }
 

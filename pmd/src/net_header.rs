@@ -47,10 +47,9 @@ pub struct BadHeader;
 /// The header before a frame that leaves nothing to be done, in one buffer.
 pub const PLAIN: [u8; LENGTH as usize] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
-/// Whether a driver's header leaves anything to be done.
+/// Whether a driver's header leaves anything to be done, by its first two bytes.
 #[inline(always)]
-pub fn asks_for_something(header: &[u8; LENGTH as usize]) -> bool {
-    let &[flags, gso_type, ..] = header;
+pub fn asks_for_something([flags, gso_type]: [u8; 2]) -> bool {
     flags & NEEDS_CSUM != 0 || gso_type != GSO_NONE
 }
 
@@ -65,7 +64,7 @@ pub fn parse(
     negotiated: &Capabilities,
 ) -> Result<Offload, BadHeader> {
     let &[flags, gso_type, l0, l1, s0, s1, c0, c1, o0, o1, _, _] = header;
-    if !asks_for_something(header) {
+    if !asks_for_something([header[0], header[1]]) {
         return Ok(Offload::NONE);
     }
     let (start, offset) = (u16::from_le_bytes([c0, c1]), u16::from_le_bytes([o0, o1]));

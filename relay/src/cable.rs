@@ -80,20 +80,29 @@ fn copy(
     to: &mut impl Virtqueue,
     to_rules: &ReceiveRules,
 ) -> (usize, u64) {
+    let ahead = Ahead { source_header: from_rules.header, sink_header: to_rules.header };
+    ahead.start_sources(|at| Some(&chains.get(at)?.segment));
     // What is written to a guest that is being migrated is marked page by page; the general way does that.
     if to.space().log().is_some() || to.begin_burst(chains.len() as u16).is_err() {
         return (0, 0);
     }
     let mut buffers = PlainChains::new();
     to.plain_chains(Access::Write, chains.len(), &mut buffers);
-    let ahead = Ahead { source_header: from_rules.header, sink_header: to_rules.header };
     let copied = |at: usize| Some((&chains.get(at)?.segment, &buffers.get(at)?.segment));
-    ahead.start(copied);
+    ahead.start_sinks(copied);
     let (mut n, mut bytes) = (0, 0);
     for (chain, buffer) in chains.iter().zip(&buffers) {
-        let next = ahead.go_on(n, copied);
+        ahead.go_on(n, copied);
         let Some(frame) = from_rules.frame_in(chain) else { break };
-        if bytes >= u64::from(BURST_BYTES) || !put(from_rules, chain, to_rules, &frame, buffer, next) {
+        if bytes >= u64::from(BURST_BYTES) {
+            break;
+        }
+        let next = || copied(n + 1);
+        let fits = match from_rules.asks_for_something(chain) {
+            false => to_rules.put_plain(&frame, &buffer.segment, next),
+            true => put_with_offload(from_rules, chain, to_rules, &frame, buffer, copied(n + 1)),
+        };
+        if !fits {
             break;
         }
         bytes += u64::from(frame.len());
@@ -106,9 +115,10 @@ fn copy(
     (n, bytes)
 }
 
-/// Copies one frame, if it leaves no more to be done than the receiver takes, and fits.
-#[inline(always)]
-fn put(
+/// Copies a frame that leaves something to be done, if that is no more than the receiver takes, and it fits.
+// Not in the loop, where what it needs would crowd out what all frames need.
+#[inline(never)]
+fn put_with_offload(
     from: &TransmitRules,
     chain: &PlainChain,
     to: &ReceiveRules,
@@ -116,9 +126,8 @@ fn put(
     buffer: &PlainChain,
     next: Option<Copied<'_>>,
 ) -> bool {
-    let Some(header) = from.header_to_read(chain) else { return to.put_plain(frame, &buffer.segment, next) };
-    match from.offload_of(&header, frame.len()) {
-        Ok(offload) => to.offloads.cover(&offload) && to.put(&offload, frame, &buffer.segment, next),
+    match from.offload_in(chain, frame.len()) {
+        Ok(offload) => to.offloads.cover(&offload) && to.put(&offload, frame, &buffer.segment, || next),
         Err(_) => false,
     }
 }

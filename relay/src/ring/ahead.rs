@@ -11,7 +11,7 @@
 //!                 256 bytes            frame begin
 //! ```
 //!
-//! What is longer the [copy](pmd::Segment::copy_from_segment_before) of the frame before it asks for.
+//! What is longer the [copy](pmd::Segment::copy_behind) of the frame before it asks for.
 
 use pmd::Segment;
 use pmd::frame::SHORT_COPY;
@@ -35,29 +35,41 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// Asks for what the first frames of a run need.
+    /// Asks for the sources of the first frames of a run: as soon as they are known, since each of them is waited for, while
+    /// what is written may still be on its way.
     #[inline(always)]
-    pub fn start<'a>(&self, frame: impl Fn(usize) -> Option<Copied<'a>>) {
-        (0..BEGINNING).filter_map(frame).for_each(|frame| self.fetch_beginning(frame));
+    pub fn start_sources<'a>(&self, source: impl Fn(usize) -> Option<&'a Segment>) {
+        (0..BEGINNING).filter_map(source).for_each(|source| self.fetch_source(source));
     }
 
-    /// Asks for what comes later, while the frame `at` of the run is copied; returns the one after it.
+    /// Asks for where the first frames of a run go.
     #[inline(always)]
-    pub fn go_on<'a>(&self, at: usize, frame: impl Fn(usize) -> Option<Copied<'a>>) -> Option<Copied<'a>> {
+    pub fn start_sinks<'a>(&self, frame: impl Fn(usize) -> Option<Copied<'a>>) {
+        (0..BEGINNING).filter_map(frame).for_each(|frame| self.fetch_sink(frame));
+    }
+
+    /// Asks for what comes later, while the frame `at` of the run is copied.
+    #[inline(always)]
+    pub fn go_on<'a>(&self, at: usize, frame: impl Fn(usize) -> Option<Copied<'a>>) {
         if let Some(later) = frame(at + BEGINNING) {
-            self.fetch_beginning(later);
+            self.fetch_source(later.0);
+            self.fetch_sink(later);
         }
         if let Some(later) = frame(at + REST) {
             self.fetch_rest(later);
         }
-        frame(at + 1)
     }
 
     #[inline(always)]
-    fn fetch_beginning(&self, (source, sink): Copied<'_>) {
-        let (from, to) = (source.as_ptr(), sink.as_ptr());
+    fn fetch_source(&self, source: &Segment) {
+        let from = source.as_ptr();
         prefetch(from);
         prefetch(from.wrapping_add(self.source_header as usize));
+    }
+
+    #[inline(always)]
+    fn fetch_sink(&self, (source, sink): Copied<'_>) {
+        let to = sink.as_ptr();
         prefetch_to_write(to);
         let to = to.wrapping_add(self.sink_header as usize);
         prefetch_to_write(to);

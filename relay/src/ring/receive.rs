@@ -46,40 +46,45 @@ impl ReceiveRules {
 
     /// Copies a frame in one piece into `buffer`, behind its header; `false`, and nothing is done, where it does not fit.
     /// `next` is what will be copied after it.
-    #[inline]
-    pub(crate) fn put(
+    #[inline(always)]
+    pub(crate) fn put<'a>(
         &self,
         offload: &Offload,
         frame: &Segment,
         buffer: &Segment,
-        next: Option<Copied<'_>>,
+        next: impl FnOnce() -> Option<Copied<'a>>,
     ) -> bool {
         self.put_behind(&self.header_of(offload, 1), frame, buffer, next)
     }
 
     /// The same for a frame that leaves nothing to be done.
     #[inline(always)]
-    pub(crate) fn put_plain(&self, frame: &Segment, buffer: &Segment, next: Option<Copied<'_>>) -> bool {
+    pub(crate) fn put_plain<'a>(
+        &self,
+        frame: &Segment,
+        buffer: &Segment,
+        next: impl FnOnce() -> Option<Copied<'a>>,
+    ) -> bool {
         self.put_behind(&header::PLAIN, frame, buffer, next)
     }
 
     #[inline(always)]
-    fn put_behind(
+    fn put_behind<'a>(
         &self,
         header: &RawHeader,
         frame: &Segment,
         buffer: &Segment,
-        next: Option<Copied<'_>>,
+        next: impl FnOnce() -> Option<Copied<'a>>,
     ) -> bool {
+        if self.header == header::LENGTH {
+            return buffer.copy_behind(header, frame, next);
+        }
+        // A driver of the time before virtio 1.0, or none that asks for headers.
         if self.header + frame.len() > buffer.len() {
             return false;
         }
-        if self.header == header::LENGTH {
-            buffer.write_array(header);
-        } else {
-            buffer.copy_from(&header[..self.header as usize]);
-        }
-        buffer.part(self.header, u32::MAX).copy_from_segment_before(frame, next);
+        buffer.copy_from(&header[..self.header as usize]);
+        buffer.part(self.header, u32::MAX).copy_from_segment(frame);
         true
     }
 }
@@ -248,15 +253,17 @@ fn deliver(
 /// many that were, and their bytes.
 #[inline]
 fn deliver_plain(ring: &mut impl Virtqueue, rules: &ReceiveRules, frames: Frames<'_>) -> (usize, u64) {
+    let ahead = Ahead { source_header: 0, sink_header: rules.header };
+    ahead.start_sources(|at| frames.beginning(at));
     let mut found = PlainChains::new();
     ring.plain_chains(Access::Write, frames.len(), &mut found);
-    let ahead = Ahead { source_header: 0, sink_header: rules.header };
     let copied = |at: usize| Some((frames.beginning(at)?, &found.get(at)?.segment));
-    ahead.start(copied);
+    ahead.start_sinks(copied);
     let mut bytes = 0;
     let mut n = 0;
     for ((frame, segments), plain) in frames.iter().zip(&found) {
-        let next = ahead.go_on(n, copied);
+        ahead.go_on(n, copied);
+        let next = || copied(n + 1);
         let [source] = segments else { break };
         let offload = frame.offload();
         let fits = if *offload == Offload::NONE {

@@ -37,13 +37,20 @@ impl TransmitRules {
         (MIN_FRAME..=BURST_BYTES).contains(&frame.len()).then_some(frame)
     }
 
-    /// A private copy of the header before a [frame](Self::frame_in), if it says that something is left to be done.
+    /// Whether the header before a [frame](Self::frame_in) says that something is left to be done.
     #[inline(always)]
-    pub(crate) fn header_to_read(&self, chain: &PlainChain) -> Option<RawHeader> {
-        self.offloads.as_ref()?;
-        // A legacy header is two bytes shorter, and those are not looked at here.
-        let header = chain.segment.read_array()?;
-        header::asks_for_something(&header).then_some(header)
+    pub(crate) fn asks_for_something(&self, chain: &PlainChain) -> bool {
+        self.offloads.is_some() && chain.segment.read_array().is_some_and(header::asks_for_something)
+    }
+
+    /// What the header before a [frame](Self::frame_in) of `len` bytes leaves to be done.
+    #[inline]
+    pub(crate) fn offload_in(&self, chain: &PlainChain, len: u32) -> Result<Offload, DropReason> {
+        // A private copy. A legacy header is two bytes shorter, and those are not looked at here.
+        match chain.segment.read_array() {
+            Some(header) if self.offloads.is_some() => self.offload_of(&header, len),
+            _ => Ok(Offload::NONE),
+        }
     }
 
     /// What a header leaves to be done for a frame of `len` bytes.
@@ -263,9 +270,9 @@ fn push_plain(
     let mut taken = 0;
     for plain in &found {
         let Some(frame) = rules.frame_in(plain) else { break };
-        let offload = match rules.header_to_read(plain) {
-            None => Offload::NONE,
-            Some(header) => match rules.offload_of(&header, frame.len()) {
+        let offload = match rules.asks_for_something(plain) {
+            false => Offload::NONE,
+            true => match rules.offload_in(plain, frame.len()) {
                 Ok(offload) => offload,
                 Err(_) => break,
             },
