@@ -8,9 +8,18 @@ RESPONDER=${TARGET:?the folder of the built binaries is not set}/vf_responder
 STOP=/tmp/responder.stop
 PEER=10.0.0.9
 
-# load_any_vfio: VFIO, told to do without the interrupt remapping that only VT-d has here
+# load_any_vfio: VFIO, told to do without the interrupt remapping that only VT-d has here, or without any IOMMU, with the huge
+# pages that this takes
 load_any_vfio() {
-    if compgen -G '/sys/class/iommu/dmar*' > /dev/null; then load_vfio; else load_vfio allow_unsafe_interrupts=1; fi
+    if compgen -G '/sys/class/iommu/dmar*' > /dev/null; then
+        load_vfio
+    elif compgen -G '/sys/kernel/iommu_groups/*' > /dev/null; then
+        load_vfio allow_unsafe_interrupts=1
+    else
+        load_vfio
+        allow_no_iommu
+        hugepages 60
+    fi
 }
 
 # scene NVFS: VF0 with vfio-pci, VF1 with the kernel

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034 # names that jobs use
-# For the head of a job about virtio functions, behind responder.sh or relay.sh. The job's `# lab: QEMU=` line has pairs
-# of functions at fixed places of the root bus, joined by a hub or bridge of their own:
+# For the head of a job about virtio functions, behind responder.sh or relay.sh. The job's `# lab: VIRTIO=` line, or its
+# `QEMU=` line, has pairs of functions at fixed places of the root bus, joined by a hub or bridge of their own:
 #
 #   00:10.0 and 00:11.0, 00:12.0 and 00:13.0 ...    the first of each is for our driver, the second for the kernel's
 #
@@ -31,13 +31,13 @@ every_kind() {
     local kind n=0
     load_any_vfio
     for kind in split packed; do
-        pair $n "far$n" "10.0.$n.2/24" "fd0$n::2/64"
-        PEER=10.0.$n.9
-        check "started.$kind" start_responder "$VF0" --ip "$PEER" --ip6 "fd0$n::9"
+        pair $n "far$n" "10.1.$n.2/24" "fd1$n::2/64"
+        PEER=10.1.$n.9
+        check "started.$kind" start_responder "$VF0" --ip "$PEER" --ip6 "fd1$n::9"
         check "ping.$kind" pings "$1"
         check "ping_1514.$kind" pings 300 -s 1472
         check "ping_9000.$kind" pings 300 -s 8972 -M "do"
-        PEER=fd0$n::9
+        PEER=fd1$n::9
         check "ping6.$kind" pings 100
         check "link.$kind" said 'Link\(Up'
         check "stopped.$kind" stop_responder
@@ -51,7 +51,7 @@ every_frame() {
     local kind n=0
     load_any_vfio
     for kind in split packed; do
-        pair $n "far$n" "10.0.$n.2/24"
+        pair $n "far$n" "10.1.$n.2/24"
         FAR=far$n
         check "numbered.$kind" numbered --frames "$1"
         check "jumbo.$kind" numbered --frames "$(($1 / 10))" --longest 9014

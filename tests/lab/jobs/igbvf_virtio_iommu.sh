@@ -1,9 +1,11 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../../..
 # The igbvf driver behind virtio's IOMMU, which has 39 address bits and remaps no interrupts: pings, jumbo frames, a new start,
 # and what is said where interrupts must be remapped.
+# (The virtio functions are for virtio_ping_virtio_iommu, with which it shares the machine.)
 # expect: interrupts_not_remapped ranges_are_known ping ping_8000 ping_after_reset stopped probe
 # timeout: 120
 # lab: IOMMU=virtio
+# lab: VIRTIO=host_mtu=9000 packed=on
 . tests/lab/responder.sh
 
 make_vfs 2

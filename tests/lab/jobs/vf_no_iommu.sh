@@ -1,11 +1,13 @@
 # shellcheck shell=bash source-path=SCRIPTDIR/../../..
 # A machine without an IOMMU, as in clouds: VF0 - relay 1 - DPDK's virtio_user as the VM, with physical addresses on huge
 # pages; and each thing that can be missing, named with its remedy. Zero-copy, which is asked for, is refused.
+# (The virtio functions are for virtio_no_iommu, with which it shares the machine.)
 # expect: not_enabled bound_before no_capability no_addresses no_huge_pages pages_given_back found_again probe
 # expect: warned_loudly warned_once ping ping_1400 zero_copy_refused killed.1 removed added_again daemon_unharmed daemon_stops vf_left_quiet
 # timeout: 240
 # lab: IOMMU=none
 # lab: VFIO=rebuilt
+# lab: VIRTIO=host_mtu=9000 packed=on
 . tests/lab/relay.sh
 
 probe() { timeout 60 "$TARGET/vf_probe" "$@"; }

@@ -4,7 +4,7 @@
 # nightly
 # expect: ping ping_1400 ping_jumbo many counted removed added_again daemon_unharmed daemon_stops left_quiet
 # timeout: 300
-# lab: QEMU=-netdev hubport,id=a0,hubid=1 -netdev hubport,id=a1,hubid=1 -netdev hubport,id=b0,hubid=2 -netdev hubport,id=b1,hubid=2 -netdev hubport,id=c0,hubid=3 -netdev hubport,id=c1,hubid=3 -device virtio-net-pci,bus=pcie.0,addr=0x10,netdev=a0,mac=52:54:00:00:00:10,disable-legacy=on,iommu_platform=on,ats=off,host_mtu=9000 -device virtio-net-pci,bus=pcie.0,addr=0x11,netdev=a1,mac=52:54:00:00:00:11 -device virtio-net-pci,bus=pcie.0,addr=0x12,netdev=b0,mac=52:54:00:00:00:12,disable-legacy=on,iommu_platform=on,ats=off,packed=on -device virtio-net-pci,bus=pcie.0,addr=0x13,netdev=b1,mac=52:54:00:00:00:13 -device virtio-net-pci,bus=pcie.0,addr=0x14,netdev=c0,mac=52:54:00:00:00:14,disable-legacy=on,iommu_platform=on,ats=off,packed=on,in_order=on -device virtio-net-pci,bus=pcie.0,addr=0x15,netdev=c1,mac=52:54:00:00:00:15
+# lab: VIRTIO=host_mtu=9000 packed=on packed=on,in_order=on
 . tests/lab/relay.sh
 . tests/lab/virtio.sh
 
