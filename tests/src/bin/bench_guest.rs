@@ -9,20 +9,26 @@
 //! bench_guest probe SOCKET SECONDS GAP           one frame of 64 bytes at a time, GAP microseconds after the last one came
 //!                                                back; prints `SAMPLES LOST P50 P99 MAX WAITED`, times in
 //!                                                nanoseconds; WAITED: others had its CPU
+//! bench_guest wake CPU SECONDS GAP               the same of a thread on CPU that sleeps, is woken, and says so: what of a
+//!                                                first frame's time is the machine's
 //! ```
 //!
 //! It says `ready` once the rings of all guests run.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use relay::driver::nic::{GuestNic, NicOptions};
 use relay::driver::queue::Layout;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
-const USAGE: &str =
-    "bench_guest load DIR RELAYS BUSY WINDOW SIZE | silent DIR RELAYS | probe SOCKET SECONDS GAP";
+const USAGE: &str = "bench_guest load DIR RELAYS BUSY WINDOW SIZE | silent DIR RELAYS | probe SOCKET SECONDS GAP | \
+                     wake CPU SECONDS GAP";
 /// How often the number of frames is printed.
 const REPORT: Duration = Duration::from_millis(50);
 /// A frame that takes longer than this is lost; a busy machine may keep a program from its CPU for a second.
@@ -50,6 +56,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         ["probe", socket, seconds, gap] => {
             probe(Path::new(socket), seconds.parse()?, Duration::from_micros(gap.parse()?))
+        }
+        ["wake", cpu, seconds, gap] => {
+            wake(cpu.parse()?, seconds.parse()?, Duration::from_micros(gap.parse()?))
         }
         _ => Err(USAGE.into()),
     }
@@ -143,9 +152,54 @@ fn probe(socket: &Path, seconds: f64, gap: Duration) -> Result<(), Box<dyn Error
     let mut nic = GuestNic::connect(socket, NicOptions::default())?;
     nic.set_polling(true);
     println!("ready");
-    let mut times = Histogram::<u64>::new_with_bounds(1, 10_000_000_000, 3)?;
     let frame = [0x02; 64];
-    let (mut sent, mut lost, mut random) = (0_u64, 0_u64, 0x9e37_79b9_u64);
+    sample(seconds, gap, || {
+        let start = Instant::now();
+        nic.send(&frame);
+        nic.flush();
+        let mut back = 0;
+        while back == 0 && start.elapsed() < LOST {
+            back = nic.receive(1, |_| ());
+        }
+        let time = (back > 0).then(|| start.elapsed());
+        nic.take_sent();
+        time
+    })
+}
+
+fn wake(cpu: usize, seconds: f64, gap: Duration) -> Result<(), Box<dyn Error>> {
+    let bell = Arc::new(eventfd(0, EventfdFlags::empty())?);
+    let woken = Arc::new(AtomicU64::new(0));
+    let (its_bell, its_woken) = (Arc::clone(&bell), Arc::clone(&woken));
+    std::thread::spawn(move || {
+        let mut cpus = CpuSet::new();
+        cpus.set(cpu);
+        let pinned = sched_setaffinity(None, &cpus);
+        while pinned.is_ok() && rustix::io::read(&its_bell, &mut [0; 8]).is_ok() {
+            its_woken.fetch_add(1, Ordering::Release);
+        }
+    });
+    println!("ready");
+    sample(seconds, gap, || {
+        let (before, start) = (woken.load(Ordering::Acquire), Instant::now());
+        rustix::io::write(&bell, &1_u64.to_ne_bytes()).ok()?;
+        while woken.load(Ordering::Acquire) == before {
+            if start.elapsed() >= LOST {
+                return None;
+            }
+        }
+        Some(start.elapsed())
+    })
+}
+
+/// Has `once` done again and again, and prints how long it took; `None` counts as lost.
+fn sample(
+    seconds: f64,
+    gap: Duration,
+    mut once: impl FnMut() -> Option<Duration>,
+) -> Result<(), Box<dyn Error>> {
+    let mut times = Histogram::<u64>::new_with_bounds(1, 10_000_000_000, 3)?;
+    let (mut done, mut lost, mut random) = (0_u64, 0_u64, 0x9e37_79b9_u64);
     // The rest, when the gap is long, must not make it endless.
     let end = Instant::now() + Duration::from_secs_f64(seconds);
     while Instant::now() < end {
@@ -154,20 +208,11 @@ fn probe(socket: &Path, seconds: f64, gap: Duration) -> Result<(), Box<dyn Error
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             std::thread::sleep(gap + gap.mul_f64((random >> 40) as f64 / (1 << 25) as f64));
         }
-        let start = Instant::now();
-        nic.send(&frame);
-        nic.flush();
-        let mut back = 0;
-        while back == 0 && start.elapsed() < LOST {
-            back = nic.receive(1, |_| ());
-        }
-        let time = start.elapsed();
-        nic.take_sent();
-        sent += 1;
-        if back == 0 {
-            lost += 1;
-        } else if sent > WARM_UP || !gap.is_zero() {
-            times.record(time.as_nanos() as u64)?;
+        done += 1;
+        match once() {
+            None => lost += 1,
+            Some(time) if done > WARM_UP || !gap.is_zero() => times.record(time.as_nanos() as u64)?,
+            Some(_) => {}
         }
     }
     let at = |quantile| times.value_at_quantile(quantile);

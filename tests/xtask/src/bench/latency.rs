@@ -57,18 +57,22 @@ impl Echo {
     fn slot(&self, stage: &Stage, gap: Duration) -> Result<Times> {
         self.process().go_on();
         let (before, begin) = (Schedule::of(self.process().id())?, Instant::now());
-        let words = ["probe".to_owned(), self.socket.clone(), stage.time.as_secs_f64().to_string()];
-        let words: Vec<_> = words.into_iter().chain([gap.as_micros().to_string()]).collect();
-        let times = stage.guests("probe", &words).and_then(|mut probe| {
-            probe.wait_for_end(stage.time + Duration::from_secs(15))?;
-            parse_times(&probe.log_from(0))
-        });
+        let times = times(stage, gap, "probe", &self.socket);
         let (after, slot) = (Schedule::of(self.process().id())?, begin.elapsed());
         self.process().hold();
         let times = times.with_context(|| self.name.clone())?;
         let waited = times.waited + (after.waited - before.waited).as_secs_f64();
         Ok(Times { waited: waited / slot.as_secs_f64(), ..times })
     }
+}
+
+/// What `bench_guest WHAT WHOM` finds in a slot.
+fn times(stage: &Stage, gap: Duration, what: &str, whom: &str) -> Result<Times> {
+    let seconds = stage.time.as_secs_f64().to_string();
+    let words = [what.to_owned(), whom.to_owned(), seconds, gap.as_micros().to_string()];
+    let mut guest = stage.guests(what, &words)?;
+    guest.wait_for_end(stage.time + Duration::from_secs(15))?;
+    parse_times(&guest.log_from(0))
 }
 
 /// Ours against testpmd.
@@ -96,18 +100,31 @@ pub fn round_trip(stage: &Stage) -> Result<Vec<Measure>> {
     ])
 }
 
-/// A worker that may sleep against one that polls all the time.
+/// A worker that may sleep against one that polls all the time; and in the same rounds a thread on its CPU that does nothing but
+/// sleep until it is woken, which is the machine's share.
 pub fn first_frame(stage: &Stage) -> Result<Vec<Measure>> {
     let echoes = [
         Echo::daemon(stage, "adaptive", "adaptive", &["--idle", "adaptive"])?,
         Echo::daemon(stage, "poll", "poll", &["--idle", "poll"])?,
     ];
-    let times = interleave(stage, &echoes, GAP)?;
-    let p99 = sides(&echoes, &times, |times| times.p99);
-    let p50 = sides(&echoes, &times, |times| times.p50);
+    let mut samples = vec![Vec::new(); echoes.len()];
+    let mut woken = Vec::new();
+    for round in 0..stage.rounds {
+        for side in rounds::order(echoes.len(), round) {
+            samples[side].push(echoes[side].slot(stage, GAP)?);
+        }
+        woken.push(times(stage, GAP, "wake", &FORWARDER_CPU.to_string())?);
+    }
+    let p99 = sides(&echoes, &samples, |times| times.p99);
+    let p50 = sides(&echoes, &samples, |times| times.p50);
+    let bare = |figure: fn(&Times) -> f64| {
+        vec![Side::new("a bare thread", woken.iter().map(|times| Some(figure(times))))]
+    };
     Ok(vec![
         Measure::new("first frame after idle, 99th percentile", "µs", p99, Some(Target::OverAtMost(100.0))),
         Measure::new("the same, median", "µs", p50, None),
+        Measure::new("waking a thread that sleeps, 99th percentile", "µs", bare(|times| times.p99), None),
+        Measure::new("the same, median", "µs", bare(|times| times.p50), None),
     ])
 }
 
