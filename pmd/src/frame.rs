@@ -461,6 +461,28 @@ mod tests {
         assert!(to.is_empty() && to.bytes() == 0 && to.room() == BURST_FRAMES);
     }
 
+    #[test]
+    fn a_frame_goes_behind_its_header_whole_or_not_at_all() {
+        let header = *b"header";
+        for len in [0, 1, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 127, 128, 129, 255, 256, 257, 320, 1518]
+        {
+            let mut frame: Vec<_> = (0..len).map(|n| n as u8 ^ 0x5a).collect();
+            let expected = [&header[..], &frame].concat();
+            let frame = segment(&mut frame);
+            for spare in 0..3 {
+                let mut bytes = vec![0xee; expected.len() + spare + 1];
+                let end = expected.len() + spare;
+                let room = segment(&mut bytes[..end]);
+                assert!(room.copy_behind(&header, &frame, || Some((&frame, &room))));
+                assert!(bytes[..expected.len()] == expected, "{len}");
+                assert!(bytes[expected.len()..].iter().all(|byte| *byte == 0xee), "{len}: no byte more");
+            }
+            let mut bytes = vec![0xee; expected.len() - 1];
+            assert!(!segment(&mut bytes).copy_behind(&header, &frame, || None), "{len}");
+            assert!(bytes.iter().all(|byte| *byte == 0xee), "{len}: nothing is done");
+        }
+    }
+
     /// What `before` is after `len` bytes of it were copied from `from` to `to`, by way of segments.
     fn copied_within(before: &[u8], from: usize, to: usize, len: usize) -> Vec<u8> {
         let mut after = before.to_vec();
