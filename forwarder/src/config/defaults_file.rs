@@ -60,7 +60,7 @@ const NAMES: &[(&str, Meaning)] = &[
     ("VIRTIOFWD_MASTER_LCORE", Meaning::Obsolete("there is no main worker")),
     (
         "VIRTIOFWD_ZERO_COPY",
-        Meaning::Obsolete("in this version frames are copied once into the device's buffers"),
+        Meaning::Obsolete("it is set relay by relay, in config.toml: zero-copy = \"tx\" in a [[relay]]"),
     ),
     ("VIO4WD_CORE_SCHED_ENABLE", Meaning::Obsolete(BALANCER)),
     ("VIO4WD_CORE_SCHED_SENSITIVITY", Meaning::Obsolete(BALANCER)),

@@ -127,8 +127,8 @@ struct Settings {
     /// Offer segmentation of TCP to VMs: frames of up to 64 KiB, which are cut in software where the device cannot.
     #[arg(short = 'T', long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     enable_tso: Option<bool>,
-    /// Token (UUID) for VFs whose PF is held by VFIO, too; 0: the one that DPDK's documentation uses. Not in this
-    /// version.
+    /// Token (UUID) for VFs whose PF is held by VFIO, too; 0: the one that DPDK's documentation uses. It is
+    /// shown to the kernel only when that asks.
     #[arg(short = 't', long, value_name = "UUID")]
     vfio_vf_token: Option<String>,
     /// How much to log, from 0 (least) to 7. Default: 6.
@@ -231,7 +231,7 @@ impl Options {
             (
                 "--zero-copy",
                 old.zero_copy,
-                "in this version frames are copied once into the device's buffers",
+                "it is set relay by relay, in config.toml: zero-copy = \"tx\" in a [[relay]]",
             ),
             ("--same-numa", old.same_numa, "no memory is reserved in advance"),
         ];

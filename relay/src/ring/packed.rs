@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use pmd::frame::{BURST_FRAMES, BURST_SEGMENTS};
-use pmd::prefetch::prefetch_to_write;
+use pmd::prefetch::{LINE, prefetch_to_write};
 
 use super::buffer::{BURST_DESCRIPTORS, Buffer, area, table_entries, table_entry};
 use super::chain::{Access, DESCRIPTOR_SIZE, INDIRECT, NEXT, Stop, WRITE};
@@ -47,8 +47,8 @@ use crate::guest::space::{AddressSpace, Translator};
 use crate::handshake;
 use crate::turns::ticks;
 
-/// Descriptors in a cache line of 64 bytes.
-const PER_LINE: u16 = 64 / DESCRIPTOR_SIZE as u16;
+/// Descriptors in a cache line.
+const PER_LINE: u16 = (LINE / DESCRIPTOR_SIZE) as u16;
 
 /// A descriptor of a packed ring or of an indirect table of one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
