@@ -3,6 +3,7 @@
 # 10.0.0.2 and fd00::2, from where the pings come. The NIC switches frames between its VFs.
 # shellcheck source-path=SCRIPTDIR
 . tests/lib/check.sh
+. tests/lib/ping.sh
 . tests/lib/testpmd.sh
 . tests/lib/forwarder.sh
 . "${LAB_LIB:-tests/lab}/vfs.sh"
@@ -23,15 +24,6 @@ answers() { ping -c 1 -W 1 "${1:-$PEER}"; }
 
 # traffic [SECONDS]: waits for the first answer; TOOK is how long that took
 traffic() { within "${1:-30}" answers; }
-
-# ping_all COUNT [PING ARGUMENT...]: as fast as the answers come, and every one of them does
-ping_all() {
-    local count=$1 output
-    shift
-    output=$(ping -A -c "$count" -w 90 -q "$@" "$PEER")
-    note "$(paste -sd ' ' <<< "$output" | sed 's/.*statistics --- //')"
-    grep -q "$count packets transmitted, $count received" <<< "$output" || { echo "$output"; return 1; }
-}
 
 silent() { ! ping -c 2 -i 0.1 -W 1 "$PEER"; }
 

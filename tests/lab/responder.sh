@@ -2,6 +2,7 @@
 # For jobs about the VF drivers alone, without a relay: the program `vf_responder` opens VFs and answers pings on
 # 10.0.0.9 and fd00::9, while the kernel's igbvf sends them from the interface vf1.
 . tests/lib/check.sh
+. tests/lib/ping.sh
 . "${LAB_LIB:-tests/lab}/vfs.sh"
 
 RESPONDER=${TARGET:?the folder of the built binaries is not set}/vf_responder
@@ -48,18 +49,6 @@ stop_responder() {
 runs=0
 
 said() { says responder "$1" || { tail -5 "$OUT/responder.log"; return 1; }; }
-
-# pings COUNT [PING ARGUMENT...]: as fast as the answers come, and none is lost
-pings() {
-    local count=$1 output
-    shift
-    output=$(ping -A -c "$count" -w 60 -q "$@" "${PEER}")
-    note "$(paste -sd ' ' <<< "$output" | sed 's/.*statistics --- //')"
-    # It ends with the last answer that it waits for; one more request may be on its way then. No other is missing.
-    local sent received
-    read -r sent received < <(sed -n 's/^\([0-9]*\) packets transmitted, \([0-9]*\) received.*/\1 \2/p' <<< "$output")
-    [ "${received:-0}" -ge "$count" ] && [ $((sent - received)) -le 1 ] || { echo "$output"; return 1; }
-}
 
 # numbered ARGUMENT...: our driver on VF0 and the kernel's vf1 (FAR) send each other numbered frames, each of which arrives once,
 # in order, as it was sent

@@ -15,8 +15,8 @@ spawn vm tests/vm/tiny-vm "$(socket 1)" 52:54:00:00:00:10 "$PEER/24" \
 check vm_is_up traffic 900
 note "up after $((TOOK / 1000)) s"
 # Not as fast as possible: an answer takes as long as the nested guest needs to be woken.
-check ping ping_all 50 -i 0.5 -W 20
-check ping_1400 ping_all 20 -i 0.5 -W 20 -s 1400
+check ping pings 50 -i 0.5 -W 20
+check ping_1400 pings 20 -i 0.5 -W 20 -s 1400
 check guest_pings_out within 300 says vm 'guest: 50 packets transmitted, 50 packets received'
 stop vm > /dev/null
 check daemon_unharmed unharmed daemon "$daemon"

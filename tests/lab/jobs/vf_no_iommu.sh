@@ -39,8 +39,8 @@ daemon=${pids[daemon]}
 vm vm "$(socket 1)" icmpecho
 traffic > /dev/null
 note "the first answer came after $TOOK ms"
-check ping ping_all 300
-check ping_1400 ping_all 100 -s 1400
+check ping pings 300
+check ping_1400 pings 100 -s 1400
 check zero_copy_refused says daemon 'zero-copy is refused, frames are copied: .*has no IOMMU'
 check warned_loudly says daemon 'NO IOMMU: .*reaches all memory'
 stop vm KILL

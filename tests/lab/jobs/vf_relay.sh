@@ -18,8 +18,8 @@ vm vm "$(socket 1)" icmpecho
 traffic > /dev/null
 note "the first answer came after $TOOK ms"
 
-check ping ping_all 1000
-check ping_1400 ping_all 1000 -s 1400
+check ping pings 1000
+check ping_1400 pings 1000 -s 1400
 check counted counters_say_at_least 2000
 
 # The VF goes and comes back while pings run.

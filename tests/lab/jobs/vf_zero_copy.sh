@@ -34,8 +34,8 @@ vm vm "$(socket 1)" icmpecho
 traffic > /dev/null
 # Emulation takes seconds to pin 64 MiB; frames are copied meanwhile.
 check let_in within 30 lets_in 1
-check ping ping_all 200
-check ping_1400 ping_all 200 -s 1400
+check ping pings 200
+check ping_1400 pings 200 -s 1400
 # The VM has 64 MiB.
 check memory_locked locked_at_least 60000
 

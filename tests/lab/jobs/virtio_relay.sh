@@ -16,11 +16,11 @@ vm vm "$(socket 1)" icmpecho
 traffic > /dev/null
 note "the first answer came after $TOOK ms"
 
-check ping ping_all 1000
-check ping_1400 ping_all 1000 -s 1400
+check ping pings 1000
+check ping_1400 pings 1000 -s 1400
 # testpmd's buffers hold 2 KiB.
-check ping_jumbo ping_all 300 -s 1900
-check many ping_all "${COUNT:-50000}" -w 150
+check ping_jumbo pings 300 -s 1900
+check many pings "${COUNT:-50000}" -w 150
 check counted counters_say_at_least "$((2000 + ${COUNT:-50000}))"
 
 spawn pings ping -i 0.02 "$PEER"
