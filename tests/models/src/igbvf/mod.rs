@@ -207,14 +207,20 @@ impl Igbvf {
     }
 }
 
-/// Two VFs, whose addresses end in 1 and 2; with `lenient` they are [so](Igbvf::lenient), with `i350` those of an I350.
+/// Two VFs, whose addresses end in 1 and 2; with `lenient` they are [so](Igbvf::lenient), with `lenient-far`
+/// the second alone, with `i350` those of an I350.
 pub fn pair(words: &[&str]) -> Option<[Igbvf; 2]> {
-    let [lenient, i350] = ["lenient", "i350"].map(|word| words.contains(&word));
-    if words.len() != usize::from(lenient) + usize::from(i350) {
+    let [lenient, far, i350] = ["lenient", "lenient-far", "i350"].map(|word| words.contains(&word));
+    if words.len() != [lenient, far, i350].map(usize::from).iter().sum::<usize>() {
         return None;
     }
     let with = |last| Pf { mac: Some([0x52, 0x54, 0, 0, 0, last]), ..Pf::default() };
-    Some([1, 2].map(|last| Igbvf { pf: with(last), lenient, i350, ..Igbvf::default() }))
+    Some([1, 2].map(|last| Igbvf {
+        pf: with(last),
+        lenient: lenient || far && last == 2,
+        i350,
+        ..Igbvf::default()
+    }))
 }
 
 impl Model for Igbvf {
