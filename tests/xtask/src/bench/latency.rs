@@ -87,7 +87,7 @@ pub fn round_trip(stage: &Stage) -> Result<Vec<Measure>> {
         testpmd.process().hold();
         echoes.push(Echo { name: build.name.clone(), socket, back_end: BackEnd::Testpmd(testpmd) });
     }
-    let times = interleave(stage, &echoes, Duration::ZERO)?;
+    let times = interleave(stage, &echoes, Duration::ZERO, || Ok(()))?;
     let target = Some(Target::RatioAtMost(1.0));
     Ok(vec![
         Measure::new(
@@ -107,14 +107,11 @@ pub fn first_frame(stage: &Stage) -> Result<Vec<Measure>> {
         Echo::daemon(stage, "adaptive", "adaptive", &["--idle", "adaptive"])?,
         Echo::daemon(stage, "poll", "poll", &["--idle", "poll"])?,
     ];
-    let mut samples = vec![Vec::new(); echoes.len()];
     let mut woken = Vec::new();
-    for round in 0..stage.rounds {
-        for side in rounds::order(echoes.len(), round) {
-            samples[side].push(echoes[side].slot(stage, GAP)?);
-        }
+    let samples = interleave(stage, &echoes, GAP, || {
         woken.push(times(stage, GAP, "wake", &FORWARDER_CPU.to_string())?);
-    }
+        Ok(())
+    })?;
     let p99 = sides(&echoes, &samples, |times| times.p99);
     let p50 = sides(&echoes, &samples, |times| times.p50);
     let bare = |figure: fn(&Times) -> f64| {
@@ -128,12 +125,19 @@ pub fn first_frame(stage: &Stage) -> Result<Vec<Measure>> {
     ])
 }
 
-fn interleave(stage: &Stage, echoes: &[Echo], gap: Duration) -> Result<Vec<Vec<Times>>> {
+/// All echoes in each round, and then what else a round has.
+fn interleave(
+    stage: &Stage,
+    echoes: &[Echo],
+    gap: Duration,
+    mut end_round: impl FnMut() -> Result<()>,
+) -> Result<Vec<Vec<Times>>> {
     let mut times = vec![Vec::new(); echoes.len()];
     for round in 0..stage.rounds {
         for side in rounds::order(echoes.len(), round) {
             times[side].push(echoes[side].slot(stage, gap)?);
         }
+        end_round()?;
     }
     Ok(times)
 }
