@@ -97,6 +97,13 @@ impl Forwarder {
         Ok(())
     }
 
+    /// The device that relay `id` was to have from the start does not come.
+    pub fn stop_awaiting_device(&self, id: u32) {
+        if let Ok(relay) = self.find(id) {
+            relay.stop_awaiting_device();
+        }
+    }
+
     /// Sets the place of relay `id` aside for a device that nobody else has. `None` if it has that very one, and that is
     /// good enough.
     fn reserve(

@@ -68,6 +68,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     for InitialDevice { relay, device } in &config.devices {
         // As in the C daemon a device that is not there does not keep the others from being served.
         if let Err(problem) = forwarder.add(*relay, device, false) {
+            forwarder.stop_awaiting_device(*relay);
             tracing::error!("cannot add {device} to relay {relay}: {problem}");
         }
     }
@@ -143,12 +144,19 @@ fn complain(config: &Config) {
 }
 
 fn make_relays(config: &Config, workers: &[Worker]) -> anyhow::Result<Vec<Arc<Relay>>> {
-    let relay = |id| {
+    let relay = |id| -> anyhow::Result<_> {
         let placement = place(id, workers, &config.pins)
             .with_context(|| format!("relay {id} is pinned to a CPU that has no worker: add it to --cpus"))?;
         Ok(Arc::new(Relay::new(id, placement).with_zero_copy(config.zero_copy(id))))
     };
-    (0..config.relays).map(relay).collect()
+    let relays: Vec<Arc<Relay>> = (0..config.relays).map(relay).collect::<anyhow::Result<_>>()?;
+    // VMs that live on while the daemon is restarted send as soon as they find its sockets.
+    for initial in &config.devices {
+        if let Some(relay) = relays.get(initial.relay as usize) {
+            relay.await_device();
+        }
+    }
+    Ok(relays)
 }
 
 fn serve(

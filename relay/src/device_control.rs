@@ -125,13 +125,15 @@ impl Control {
         // Whatever is mapped keeps the device open.
         drop(mapper);
         drop(device);
-        relay.lock().device = None;
+        relay.clear_place(&mut relay.lock());
     }
 
     fn follow_guest(&mut self) {
         let wanted = self.relay.guest_wants_device(self.running);
         if self.running && !wanted {
             self.stop();
+            // The next guest's frames may wait for it: it is well, and starts when that guest is there.
+            self.relay.await_device();
         } else if wanted && !self.running && self.next_start.is_none_or(|at| Instant::now() >= at) {
             self.start();
         }
@@ -155,6 +157,7 @@ impl Control {
                 tracing::info!("relay {}: {} runs", self.relay.id(), self.name());
             }
             Err(error) => {
+                self.relay.stop_awaiting_device();
                 let now = Instant::now();
                 self.next_start = Some(now + RETRY_INTERVAL);
                 if self.complained.is_none_or(|at| now.duration_since(at) >= COMPLAINT_INTERVAL) {

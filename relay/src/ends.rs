@@ -121,6 +121,8 @@ pub struct Ends {
     device_receive: Vec<(Receive, Leftover)>,
     /// In the place of the device.
     pub cable: Option<Cable>,
+    /// A device is on its way: what the guest sends waits for it in the guest's rings.
+    pub device_awaited: bool,
     /// Kept here since a device may have borrowed it.
     announcement: Option<Announcement>,
 }
@@ -149,6 +151,7 @@ impl Ends {
         self.device_receive = receive.into_iter().map(|queue| (queue, Leftover::new())).collect();
         let sink = |queue: Transmit| DeviceSink { capabilities: queue.capabilities(), queue, max_frame };
         self.device_transmit = transmit.into_iter().map(sink).collect();
+        self.device_awaited = false;
     }
 
     /// Hands the device's queues out, and says how many received frames are lost with them.
@@ -231,6 +234,9 @@ impl Ends {
     }
 
     fn lane_to_device(&mut self, relay: u32, counters: &RelayCounters) -> Option<Lane> {
+        if self.device_awaited && self.device_transmit.is_empty() {
+            return None;
+        }
         let rings = self.near.sources();
         if rings.is_empty() {
             return None;

@@ -174,6 +174,47 @@ fn a_reset_device_is_brought_up_anew_however_often_that_fails() {
 }
 
 #[test]
+fn what_a_guest_sends_waits_for_a_device_that_is_on_its_way() {
+    let stand = Stand::new(1);
+    stand.relay(0).await_device();
+    let mut nic = connect(&stand);
+    send(&mut nic, 0..50);
+    let (device, bench) = Borrower::new();
+    stand.device(0, Box::new(device));
+    // With the next guest it starts anew, and that takes as long as the first time.
+    for guest in 1..=3 {
+        eventually("all 50 frames go out", || look(&bench).sent.len() == 50);
+        assert!(std::mem::take(&mut look(&bench).sent).into_iter().eq((0..50).map(frame)));
+        drop(nic);
+        eventually("the device is stopped", || look(&bench).stops == guest);
+        nic = connect(&stand);
+        send(&mut nic, 0..50);
+    }
+    assert_eq!(stand.relay(0).counters().vm_to_vf.dropped(DropReason::VfNotConnected), 0);
+}
+
+#[test]
+fn frames_wait_no_longer_than_there_is_hope_for_a_device() {
+    for comes in [false, true] {
+        let stand = Stand::new(1);
+        stand.relay(0).await_device();
+        let mut nic = connect(&stand);
+        send(&mut nic, 0..50);
+        let dropped = || stand.relay(0).counters().vm_to_vf.dropped(DropReason::VfNotConnected);
+        let reservation = stand.relay(0).reserve("borrower").unwrap();
+        assert_eq!(dropped(), 0);
+        if comes {
+            let (device, bench) = Borrower::new();
+            look(&bench).failing_starts = usize::MAX;
+            reservation.attach(Box::new(device)).unwrap();
+        } else {
+            drop(reservation);
+        }
+        eventually("they are dropped", || dropped() == 50);
+    }
+}
+
+#[test]
 fn a_device_that_is_gone_is_let_go_of_and_the_relay_takes_another() {
     let stand = Stand::new(1);
     let (device, bench) = Borrower::new();

@@ -34,6 +34,29 @@ pub(super) enum Attached {
 }
 
 impl Relay {
+    /// A device is on its way: what the guest sends waits for it in the guest's rings, instead of being dropped as long
+    /// as there is no device. That lasts until the device runs, or its first start fails, or the attempt to add it.
+    pub fn await_device(&self) {
+        self.set_awaited(&mut self.lock(), true);
+    }
+
+    /// No device is on its way any more.
+    pub fn stop_awaiting_device(&self) {
+        self.set_awaited(&mut self.lock(), false);
+    }
+
+    fn set_awaited(&self, state: &mut State, awaited: bool) {
+        if state.ends.device_awaited != awaited {
+            self.rebuild(state, Borrowed::Keep, |ends| ends.device_awaited = awaited);
+        }
+    }
+
+    /// The place for a device is empty.
+    pub(crate) fn clear_place(&self, state: &mut State) {
+        state.device = None;
+        self.set_awaited(state, false);
+    }
+
     /// Sets the relay's place for a device aside while that is being opened.
     pub fn reserve(self: &Arc<Self>, name: &str) -> Result<Reservation, Occupied> {
         let mut state = self.lock();
@@ -79,7 +102,7 @@ impl Relay {
 
     fn unplug(&self, state: &mut State) {
         self.rebuild(state, Borrowed::TakeBack, |ends| ends.cable = None);
-        state.device = None;
+        self.clear_place(state);
     }
 
     /// Whether the guest wants its device to run: from when rings run both ways until none does.
@@ -178,11 +201,12 @@ impl Reservation {
                     slot.state = DeviceState::Added;
                     slot.attached = Attached::Device(control);
                 }
+                relay.set_awaited(&mut state, true);
                 state.guest_changed();
                 Ok(())
             }
             Err(error) => {
-                state.device = None;
+                relay.clear_place(&mut state);
                 Err(error)
             }
         }
@@ -210,7 +234,7 @@ impl Reservation {
                 Ok(())
             }
             Err(error) => {
-                state.device = None;
+                relay.clear_place(&mut state);
                 Err(error)
             }
         }
@@ -231,7 +255,7 @@ impl State {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some(relay) = self.relay.take() {
-            relay.lock().device = None;
+            relay.clear_place(&mut relay.lock());
         }
     }
 }
