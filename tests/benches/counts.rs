@@ -48,6 +48,10 @@ fn in_pieces(packed: bool, indirect: bool) -> Bed {
     Bed::ready(BedOptions { pieces: 3, indirect, ..BedOptions::new(packed, 1518) })
 }
 
+fn in_order(packed: bool, frame: u32) -> Bed {
+    Bed::ready(BedOptions { in_order: true, ..BedOptions::new(packed, frame) })
+}
+
 fn segmented(frame: u32) -> Bed {
     let way = Way::ToNull;
     Bed::ready(BedOptions { way, offloads: true, segmented: true, ..BedOptions::new(false, frame) })
@@ -71,6 +75,7 @@ fn finish(mut bed: Bed) {
 #[bench::split_1518(ring(false, 1518))]
 #[bench::packed_64(ring(true, 64))]
 #[bench::packed_1518(ring(true, 1518))]
+#[bench::packed_64_in_order(in_order(true, 64))]
 #[bench::split_64_offloads(with_offloads(false, 64))]
 #[bench::packed_64_offloads(with_offloads(true, 64))]
 #[bench::split_1518_mergeable(mergeable(false, 1518))]

@@ -68,6 +68,8 @@ pub struct BedOptions {
     pub pieces: u16,
     /// These are in a table of their own.
     pub indirect: bool,
+    /// Chains come back in the order in which they were made available, in batches where the ring knows that.
+    pub in_order: bool,
     /// Frames are TCP over IPv4 and leave their segmentation and checksums to be done.
     pub segmented: bool,
 }
@@ -84,6 +86,7 @@ impl BedOptions {
             buffer: (frame + HEADER).next_multiple_of(64).max(2048),
             pieces: 1,
             indirect: false,
+            in_order: false,
             segmented: false,
         }
     }
@@ -96,7 +99,7 @@ impl BedOptions {
             descriptors,
             packed: self.packed,
             indirect: self.indirect,
-            in_order: false,
+            in_order: self.in_order,
             event_idx: false,
         }
     }
@@ -172,7 +175,7 @@ impl Bed {
         let memory = GuestMemory::map([(region, file)]).expect("its memory mapped");
         let space = Arc::new(AddressSpace::physical(Arc::new(memory), None));
         let [transmit, receive] = queues;
-        let ring = |queue: &DriverQueue| -> Ring {
+        let ring = |queue: &DriverQueue, batches: bool| -> Ring {
             let at = queue.addresses(&ram);
             let config = RingConfig {
                 size: queue.size(),
@@ -182,6 +185,7 @@ impl Bed {
                 base: if options.packed { PackedRing::START } else { 0 },
                 indirect: true,
                 event_idx: false,
+                batches,
             };
             if options.packed {
                 PackedRing::new(&config, &space, None).expect("a packed ring").into()
@@ -192,8 +196,9 @@ impl Bed {
         let offloads = options.offloads.then_some(Capabilities::ALL);
         let mut ends = Ends::default();
         if options.way != Way::FromDevice {
-            let rules = TransmitRules { header: HEADER, offloads, in_order: false };
-            ends.near.transmit[0] = Some(TransmitRing::new(ring(&transmit), 0, rules));
+            let rules = TransmitRules { header: HEADER, offloads, in_order: options.in_order };
+            let ring = ring(&transmit, options.in_order);
+            ends.near.transmit[0] = Some(TransmitRing::new(ring, 0, rules));
         }
         if options.way != Way::ToNull {
             let rules = ReceiveRules {
@@ -201,7 +206,7 @@ impl Bed {
                 mergeable: options.mergeable,
                 offloads: offloads.unwrap_or(Capabilities::NONE),
             };
-            ends.near.receive[0] = Some(ReceiveRing::new(ring(&receive), 0, rules));
+            ends.near.receive[0] = Some(ReceiveRing::new(ring(&receive, false), 0, rules));
         }
         match options.way {
             Way::Cable => ends.cable = Some(Cable::Loopback),

@@ -376,7 +376,7 @@ impl Bare {
                 used: ram.user_of(ring.used),
                 base: 0,
                 indirect: true,
-                event_idx: false,
+                ..RingConfig::default()
             };
             Ring::from(SplitRing::new(&config, &space, None).unwrap())
         };

@@ -1,5 +1,6 @@
 //! The packed ring, driver side: every field can be written by hand, right or wrong.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
@@ -36,6 +37,10 @@ pub struct PackedDriver {
     first: Option<(Position, u16)>,
     /// Slots of the chain with a buffer id, by id.
     lengths: Vec<u16>,
+    /// Where chains come back in order: ids of those that the device has.
+    in_flight: Option<VecDeque<u16>>,
+    /// The id and the length of the used descriptor that stands for the first ones of them.
+    batch: Option<(u16, u32)>,
 }
 
 impl PackedDriver {
@@ -52,13 +57,22 @@ impl PackedDriver {
             free: size,
             first: None,
             lengths: Vec::new(),
+            in_flight: None,
+            batch: None,
         })
+    }
+
+    /// Relies on chains coming back in the order in which they were pushed: one used descriptor may stand for several
+    /// (virtio 1.3, 2.8.9). For a ring that was not used yet.
+    pub fn expect_order(&mut self) {
+        self.in_flight = Some(VecDeque::new());
     }
 
     /// Begins at the first slot again, as after a reset; the ring must have been emptied.
     pub fn begin_anew(&mut self) {
         (self.next_available, self.next_used) = (Position::START, Position::START);
-        (self.free, self.first) = (self.size, None);
+        (self.free, self.first, self.batch) = (self.size, None, None);
+        self.in_flight.iter_mut().for_each(VecDeque::clear);
     }
 
     /// The base of the ring as a front end tells it: available position below, used position above.
@@ -121,6 +135,7 @@ impl PackedDriver {
         self.next_available = at;
         self.free -= slots;
         self.remember(id, slots);
+        self.in_flight.iter_mut().for_each(|ids| ids.push_back(id));
         true
     }
 
@@ -149,17 +164,41 @@ impl PackedDriver {
         )
     }
 
-    /// Takes the next used descriptor: the buffer id and the bytes written.
+    /// Takes the next chain that was used: the buffer id and the bytes written. The latter are not known of a chain that a
+    /// later one's used descriptor stands for, and 0 then.
+    ///
+    /// # Panics
+    /// When chains were to come back in order, and the device names one that it does not have.
     pub fn pop(&mut self, ram: &GuestRam) -> Option<(u16, u32)> {
+        let last = self.batch.take().or_else(|| self.used(ram))?;
+        let (id, len) = match &mut self.in_flight {
+            None => last,
+            Some(ids) => {
+                let id = ids.pop_front();
+                assert!(id == Some(last.0) || ids.contains(&last.0), "{last:?} is not in flight");
+                match id {
+                    Some(id) if id != last.0 => {
+                        self.batch = Some(last);
+                        (id, 0)
+                    }
+                    _ => last,
+                }
+            }
+        };
+        let slots = self.lengths.get(usize::from(id)).copied().unwrap_or(1);
+        self.next_used = self.next_used.advanced(slots.min(self.size), self.size);
+        self.free = self.free.saturating_add(slots).min(self.size);
+        Some((id, len))
+    }
+
+    /// The used descriptor that is next, if it is there.
+    fn used(&self, ram: &GuestRam) -> Option<(u16, u32)> {
         let at = self.next_used;
         let flags = u16::from_le(self.flags(ram, at.slot).load(Ordering::Acquire));
         if !at.is_used(flags) {
             return None;
         }
         let PackedDescriptor { id, len, .. } = self.get(ram, at.slot);
-        let slots = self.lengths.get(usize::from(id)).copied().unwrap_or(1);
-        self.next_used = at.advanced(slots.min(self.size), self.size);
-        self.free = self.free.saturating_add(slots).min(self.size);
         Some((id, len))
     }
 

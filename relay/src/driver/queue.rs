@@ -289,6 +289,9 @@ fn layout(ram: &mut GuestRam, options: &QueueOptions) -> io::Result<Layout> {
     Ok(if options.packed {
         let mut ring = PackedDriver::new(ram, options.size)?;
         ring.event_idx = options.event_idx;
+        if options.in_order {
+            ring.expect_order();
+        }
         Layout::Packed(ring)
     } else {
         Layout::Split(DriverRing::new(ram, options.size)?)

@@ -106,6 +106,11 @@ impl Features {
         self.has(VIRTIO_RING_F_EVENT_IDX)
     }
 
+    /// Whether chains come back in the order in which they were made available.
+    pub fn in_order(self) -> bool {
+        self.has(VIRTIO_F_IN_ORDER)
+    }
+
     /// Whether rings are packed.
     pub fn packed(self) -> bool {
         self.has(VIRTIO_F_RING_PACKED)
@@ -147,7 +152,7 @@ impl Features {
         TransmitRules {
             header: self.header(),
             offloads: (offloads != Capabilities::NONE).then_some(offloads),
-            in_order: self.has(VIRTIO_F_IN_ORDER),
+            in_order: self.in_order(),
         }
     }
 }

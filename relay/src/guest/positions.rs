@@ -323,12 +323,18 @@ impl RingPosition {
         Self { place: None, progress: Progress::at(Position::START) }
     }
 
-    /// A used descriptor is held back, the first of its burst, which takes the ring to `next`.
+    /// A used descriptor is held back, the first of its burst, which takes the ring to `next`; or the only one, which stands
+    /// for the whole burst, in the place of an earlier one.
     #[inline]
     pub fn hold(&mut self, first: First, next: Position) {
         if let Some((shared, index)) = &self.place
             && let Some(slot) = shared.slot(*index)
         {
+            // One that takes the place of another belongs to another position: in between there is none.
+            if self.progress.writing != self.progress.published {
+                slot.progress.store(Progress::at(self.progress.published).word(), Ordering::Relaxed);
+                fence(Ordering::Release);
+            }
             slot.first.store(first.word(), Ordering::Relaxed);
             // Told before it counts: no matter for another CPU, but for the compiler.
             fence(Ordering::Release);

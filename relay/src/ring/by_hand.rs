@@ -139,6 +139,7 @@ impl Queue {
             base,
             indirect: true,
             event_idx: false,
+            batches: false,
         };
         match &self.layout {
             Layout::Split(ring) => {

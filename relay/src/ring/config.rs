@@ -25,6 +25,9 @@ pub struct RingConfig {
     pub indirect: bool,
     /// Whether `VIRTIO_F_EVENT_IDX` was negotiated.
     pub event_idx: bool,
+    /// Whether a packed ring gives back chains a batch at a time. `VIRTIO_F_IN_ORDER` allows that (virtio 1.3, 2.8.9) where
+    /// chains are completed in the order in which they were taken, and their driver asks for no length: in transmit queues.
+    pub batches: bool,
 }
 
 impl RingConfig {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::chain::{Access, Stop};
-use super::operations::{Model, Operation, TestDriver, operations};
+use super::operations::{Model, Operation, Returns, TestDriver, operations, returns};
 use super::packed::tests::{BUFFERS, GPA, Guest as PackedGuest, RAM, TABLES};
 use super::queue::Virtqueue;
 use super::{Ring, RingConfig, SplitRing};
@@ -51,6 +51,7 @@ impl SplitGuest {
             base: u32::from(self.ring.next_used),
             indirect: true,
             event_idx: false,
+            batches: false,
         };
         SplitRing::new(&config, &self.space, None).unwrap()
     }
@@ -141,10 +142,10 @@ impl<D: TestDriver> TestDriver for Modest<D> {
 fn run(
     driver: &mut impl TestDriver,
     ring: &mut impl Virtqueue,
-    in_order: bool,
+    returns: Returns,
     steps: &[Operation],
 ) -> Model {
-    let mut model = Model::new(BUFFERS, 0..16, in_order);
+    let mut model = Model::new(BUFFERS, 0..16, returns);
     steps.iter().for_each(|step| model.step(step, driver, ring));
     model.finish(driver, ring);
     model
@@ -157,12 +158,12 @@ proptest! {
     fn in_a_split_ring_every_chain_arrives_whole_in_order_and_comes_back_once(
         size in prop_oneof![Just(32u16), Just(64), Just(256), Just(4096)],
         start: u16,
-        in_order: bool,
+        returns in returns(),
         steps in operations(400, 6),
     ) {
         let mut guest = SplitGuest::new(size, start);
         let mut ring = guest.device();
-        let model = run(&mut guest, &mut ring, in_order, &steps);
+        let model = run(&mut guest, &mut ring, returns, &steps);
         prop_assert_eq!(ring.base(), u32::from(guest.ring.next_available));
         prop_assert_eq!(ring.base(), u32::from(start.wrapping_add(model.returned as u16)));
         prop_assert_eq!(guest.free.len(), usize::from(size / 2));
@@ -175,12 +176,13 @@ proptest! {
         in_order: bool,
         steps in operations(400, 6),
     ) {
+        let returns = if in_order { Returns::InOrder } else { Returns::AnyOrder };
         let guest = SplitGuest::new(size, start);
         let mut ring = guest.device();
-        let split = run(&mut Modest::new(guest, usize::from(size / 2)), &mut ring, in_order, &steps);
-        let guest = PackedGuest::new(size);
+        let split = run(&mut Modest::new(guest, usize::from(size / 2)), &mut ring, returns, &steps);
+        let guest = PackedGuest::new(size).with(returns);
         let mut ring = guest.device();
-        let packed = run(&mut Modest::new(guest, usize::from(size / 2)), &mut ring, in_order, &steps);
+        let packed = run(&mut Modest::new(guest, usize::from(size / 2)), &mut ring, returns, &steps);
         prop_assert_eq!(split.trace, packed.trace);
         prop_assert_eq!(split.returned, packed.returned);
     }

@@ -39,6 +39,10 @@ pub(crate) enum Operation {
     Reap,
 }
 
+pub(crate) fn returns() -> impl Strategy<Value = Returns> {
+    prop_oneof![Just(Returns::AnyOrder), Just(Returns::InOrder), Just(Returns::InBatches)]
+}
+
 /// A sequence of at most `count` operations with chains of at most `longest` buffers.
 pub(crate) fn operations(count: usize, longest: usize) -> impl Strategy<Value = Vec<Operation>> {
     let lengths = prop::collection::vec(prop_oneof![1 => Just(0u32), 9 => 1u32..3000], 1..=longest);
@@ -74,6 +78,17 @@ struct Posted {
     chain: Chain,
 }
 
+/// How chains come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Returns {
+    /// In any order.
+    AnyOrder,
+    /// In the order in which they were taken.
+    InOrder,
+    /// In that order, without lengths; some, perhaps, before they are shown.
+    InBatches,
+}
+
 /// What every ring does, kept beside a ring.
 pub(crate) struct Model {
     /// Guest address of buffers, which the steps share: nothing is written to them.
@@ -85,7 +100,7 @@ pub(crate) struct Model {
     taken: VecDeque<Option<Posted>>,
     completed: Vec<(u16, u32)>,
     shown: VecDeque<(u16, u32)>,
-    in_order: bool,
+    returns: Returns,
     /// Chains that came back to the driver.
     pub(crate) returned: usize,
     /// All that was seen, in this order.
@@ -93,9 +108,8 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// A model of an empty ring whose buffers are at guest address `buffers` and whose chains have ids from `ids`. If
-    /// `in_order`, chains are completed as they were taken.
-    pub(crate) fn new(buffers: u64, ids: impl IntoIterator<Item = u16>, in_order: bool) -> Self {
+    /// A model of an empty ring whose buffers are at guest address `buffers` and whose chains have ids from `ids`.
+    pub(crate) fn new(buffers: u64, ids: impl IntoIterator<Item = u16>, returns: Returns) -> Self {
         Self {
             buffers,
             free_ids: ids.into_iter().collect(),
@@ -104,7 +118,7 @@ impl Model {
             taken: VecDeque::new(),
             completed: Vec::new(),
             shown: VecDeque::new(),
-            in_order,
+            returns,
             returned: 0,
             trace: Vec::new(),
         }
@@ -153,13 +167,20 @@ impl Model {
                 self.shown.extend(self.completed.drain(..));
             }
             Operation::Reap => {
-                while let Some(expected) = self.shown.pop_front() {
-                    assert_eq!(driver.pop(), Some(expected));
+                // A batch may be shown before its burst is over.
+                let mut early = self.completed.len() * usize::from(self.returns == Returns::InBatches);
+                while let Some(used) = driver.pop() {
+                    if self.shown.is_empty() && early > 0 {
+                        self.shown.push_back(self.completed.remove(0));
+                        early -= 1;
+                    }
+                    let expected = self.shown.pop_front().expect("it was completed");
+                    assert_eq!(used, expected);
                     self.trace.push(Seen::Used(expected.0, expected.1));
                     self.free_ids.insert(0, expected.0);
                     self.returned += 1;
                 }
-                assert_eq!(driver.pop(), None);
+                assert_eq!(self.shown, []);
             }
         }
     }
@@ -215,7 +236,8 @@ impl Model {
         if open.is_empty() {
             return;
         }
-        let at = if self.in_order { open[0] } else { open[usize::from(n) % open.len()] };
+        let at = if self.returns == Returns::AnyOrder { open[usize::from(n) % open.len()] } else { open[0] };
+        let len = if self.returns == Returns::InBatches { 0 } else { len };
         let posted = self.taken[at].take().unwrap();
         ring.complete(posted.chain, len);
         self.completed.push((posted.id, len));

@@ -220,6 +220,7 @@ fn compare(content: &Content) -> TestCaseResult {
         base: u32::from(content.start),
         indirect: true,
         event_idx: false,
+        batches: false,
     };
     let mut ring = SplitRing::new(&config, &space, None).unwrap();
 

@@ -15,7 +15,9 @@
 //!
 //! The driver looks at used descriptors in the order of their slots and no further than the first that is not used. So
 //! all used descriptors of a burst but its first are written at once, and the first with release order when the burst is
-//! published: until then the driver sees none of them.
+//! published: until then the driver sees none of them. Where it is said that chains come back in order and without
+//! lengths ([`RingConfig::batches`]), that first one is the only one, with the id of the last chain: the driver knows what it
+//! had made available up to there. A batch ends with its lap at the latest, so that in each lap its slots say how far it is.
 //!
 //! Every descriptor is read once, into a local, and checked there. What bounds the damage that a driver can do:
 //! - No more slots are ever in flight than the ring has, so that used descriptors stay behind what is available.
@@ -29,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use pmd::frame::{BURST_FRAMES, BURST_SEGMENTS};
-use pmd::prefetch::{LINE, prefetch_to_write};
+use pmd::prefetch::{LINE, prefetch, prefetch_to_write};
 
 use super::buffer::{BURST_DESCRIPTORS, Buffer, area, table_entries, table_entry};
 use super::chain::{Access, DESCRIPTOR_SIZE, INDIRECT, NEXT, Stop, WRITE};
@@ -152,6 +154,8 @@ pub struct PackedRing {
     device_event_gpa: u64,
     indirect: bool,
     event_idx: bool,
+    /// One used descriptor stands for all chains of a burst.
+    batches: bool,
     /// Where the first chain that was not taken begins.
     next_avail: Position,
     /// Where the next used descriptor goes.
@@ -215,6 +219,7 @@ impl PackedRing {
             device_event_gpa: device_event.gpa,
             indirect: config.indirect,
             event_idx: config.event_idx,
+            batches: config.batches,
             next_avail: next,
             next_used: next,
             in_flight: 0,
@@ -563,7 +568,10 @@ impl Virtqueue for PackedRing {
         if self.chain_waits() {
             let mut slot = self.next_avail.slot;
             for _ in 0..wanted.min(self.slots.size).div_ceil(PER_LINE) {
-                prefetch_to_write(self.slots.at(slot).cast());
+                match self.batches {
+                    true => prefetch(self.slots.at(slot).cast()),
+                    false => prefetch_to_write(self.slots.at(slot).cast()),
+                }
                 slot += PER_LINE;
                 if slot >= self.slots.size {
                     slot = 0;
@@ -678,9 +686,13 @@ impl Virtqueue for PackedRing {
         let used = Used { at: self.next_used, id: chain.id, len };
         self.in_flight -= slots;
         self.next_used = self.next_used.advanced(slots, self.slots.size);
-        if self.first.is_none() {
+        if self.first.is_none() || self.batches {
             self.position.hold(First { id: chain.id, len }, self.next_used);
-            self.first = Some(used);
+            self.first = Some(Used { at: self.first.map_or(used.at, |first| first.at), ..used });
+            if self.batches && self.next_used.wrap != used.at.wrap {
+                self.show_used();
+                self.asks = self.call.is_some();
+            }
         } else {
             self.position.write(self.next_used);
             self.write_used(used);
@@ -689,6 +701,19 @@ impl Virtqueue for PackedRing {
 
     #[inline]
     fn complete_run(&mut self, mut run: impl ExactSizeIterator<Item = (u16, u32)>) {
+        if self.batches {
+            let (n, to_end) = (run.len() as u16, self.slots.size - self.next_used.slot);
+            if n > to_end
+                && let Some((id, len)) = run.nth(usize::from(to_end) - 1)
+            {
+                self.complete(Chain { id, slots: to_end }, len);
+            }
+            let slots = run.len() as u16;
+            if let Some((id, len)) = run.last() {
+                self.complete(Chain { id, slots }, len);
+            }
+            return;
+        }
         if self.first.is_none()
             && let Some((id, len)) = run.next()
         {

@@ -55,6 +55,7 @@ impl Guest {
             base: 0,
             indirect: true,
             event_idx: false,
+            batches: false,
         }
     }
 
@@ -443,6 +444,7 @@ fn on_its_own(driver: &DriverRing, ram: &GuestRam) -> (RingConfig, Arc<AddressSp
         base: 0,
         indirect: true,
         event_idx: false,
+        batches: false,
     };
     (config, Arc::new(AddressSpace::physical(Arc::new(memory), None)))
 }

@@ -106,7 +106,9 @@ pub(crate) fn run<L: Layout>(world: &World<L>, data: &[u8]) {
     let (size, flags) = (input.u8(), input.u8());
     let driver = world.layout.sized(size);
     let bit = |n: u8| flags & 1 << n != 0;
-    let config = RingConfig { indirect: bit(0), event_idx: bit(1), ..driver.config(&world.ram) };
+    // In order, as below, and a transmit queue.
+    let batches = bit(4) && !bit(2);
+    let config = RingConfig { indirect: bit(0), event_idx: bit(1), batches, ..driver.config(&world.ram) };
     let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an eventfd");
     let ring = driver.device(&config, &world.space, Call::new(fd, Arc::default()).expect("it is one"));
     if bit(2) {

@@ -78,6 +78,7 @@ impl Session {
         }
         ring.config.indirect = features.indirect();
         ring.config.event_idx = features.event_idx();
+        ring.config.batches = features.in_order() && !index.is_multiple_of(2);
         // A ring that was stopped meanwhile has another base than the front end knows.
         if ring.base.is_none() {
             let start = if features.packed() { PackedRing::START } else { 0 };

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::tests::{BUFFERS, Guest, descriptor};
 use super::*;
 use crate::guest::positions::{Positions, RingIdentity};
+use crate::ring::operations::Returns;
 
 const RING: RingIdentity = RingIdentity { device: 1, inode: 1, offset: 0, size: 0 };
 
@@ -22,10 +23,17 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(size: u16) -> Self {
+    fn new(size: u16, returns: Returns) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("relay-0");
-        Self { guest: Guest::new(size), path, _folder: folder, posted: VecDeque::new(), next_id: 0, size }
+        Self {
+            guest: Guest::new(size).with(returns),
+            path,
+            _folder: folder,
+            posted: VecDeque::new(),
+            next_id: 0,
+            size,
+        }
     }
 
     /// A device side that has the positions file, as a front end starts it that only knows the beginning.
@@ -104,10 +112,13 @@ proptest! {
         size in prop::sample::select(vec![7u16, 16, 64, 256]),
         receives: bool,
         runs: bool,
+        batches: bool,
         lives in prop::collection::vec((
             prop::collection::vec((1u16..4, 0usize..40, 0usize..12), 1..20), 0usize..12), 1..6),
     ) {
-        let mut scene = Scene::new(size);
+        // Only transmit queues.
+        let returns = if batches && !receives { Returns::InBatches } else { Returns::InOrder };
+        let mut scene = Scene::new(size, returns);
         // Those that are longer than one slot stay behind a run; the next burst that is none takes them.
         let step = |ring: &mut PackedRing, n: usize, publish: bool| {
             if runs {
@@ -147,9 +158,10 @@ proptest! {
 
 #[test]
 fn a_ring_that_its_driver_began_anew_is_not_taken_for_the_old_one() {
-    for receives in [false, true] {
+    let kinds = [(false, Returns::InOrder), (true, Returns::InOrder), (false, Returns::InBatches)];
+    for (receives, returns) in kinds {
         for used in [40, 100, 255, 256 + 5, 256 + 40, 256 + 100, 512 + 2, 512 + 5, 512 + 77, 768 + 200] {
-            let mut scene = Scene::new(256);
+            let mut scene = Scene::new(256, returns);
             let (mut ring, positions, _) = scene.device(receives);
             if receives {
                 while scene.post(1) {}
@@ -178,10 +190,67 @@ fn a_ring_that_its_driver_began_anew_is_not_taken_for_the_old_one() {
 }
 
 #[test]
+fn a_ring_is_resumed_wherever_a_batch_ended() {
+    for batch in [2, 9, 40, 200, 256] {
+        for batches in 1..60 {
+            let mut scene = Scene::new(256, Returns::InBatches);
+            let (mut ring, positions, _) = scene.device(false);
+            for _ in 0..batches {
+                (0..batch).for_each(|_| assert!(scene.post(1)));
+                burst(&mut ring, batch, true);
+                assert_eq!(scene.reap(), batch);
+            }
+            drop((ring, positions));
+            let (mut ring, _positions, resumed) = scene.device(false);
+            assert!(resumed, "after {batches} of {batch}");
+            assert!(scene.post(1));
+            burst(&mut ring, 1, true);
+            assert_eq!(scene.reap(), 1);
+        }
+    }
+}
+
+#[test]
+fn one_used_descriptor_stands_for_a_batch() {
+    let mut scene = Scene::new(16, Returns::InBatches);
+    let (mut ring, _positions, _) = scene.device(false);
+    for slots in [1, 2, 1, 3] {
+        assert!(scene.post(slots));
+    }
+    run(&mut ring, 1, false);
+    burst(&mut ring, 2, false);
+    assert_eq!(scene.reap(), 0);
+    ring.publish();
+    let used = |slot| Position::START.is_used(scene.guest.ring.get(&scene.guest.ram, slot).flags);
+    assert_eq!((0..7).filter(|slot| used(*slot)).collect::<Vec<_>>(), [0]);
+    assert_eq!(scene.guest.ring.get(&scene.guest.ram, 0).id, 2, "that of the third chain");
+    assert_eq!(scene.reap(), 3);
+    burst(&mut ring, 1, true);
+    assert_eq!(scene.reap(), 1);
+}
+
+#[test]
+fn a_batch_whose_end_was_just_being_noted_anew_is_taken_again() {
+    let mut scene = Scene::new(16, Returns::InBatches);
+    let (mut ring, positions, _) = scene.device(false);
+    (0..2).for_each(|_| assert!(scene.post(1)));
+    burst(&mut ring, 2, true);
+    assert_eq!(scene.reap(), 2);
+    while scene.post(1) {}
+    burst(&mut ring, 3, false);
+    ring.position.publish(Position::START.advanced(2, 16));
+    drop((ring, positions));
+    let (mut ring, _positions, resumed) = scene.device(false);
+    assert!(resumed);
+    burst(&mut ring, 16, true);
+    assert_eq!(scene.reap(), 16);
+}
+
+#[test]
 fn a_ring_is_resumed_wherever_it_was() {
     for receives in [false, true] {
         for used in (1..600).step_by(7) {
-            let mut scene = Scene::new(256);
+            let mut scene = Scene::new(256, Returns::InOrder);
             let (mut ring, positions, _) = scene.device(receives);
             if receives {
                 while scene.post(1) {}
@@ -205,7 +274,7 @@ fn a_ring_is_resumed_wherever_it_was() {
 fn a_burst_that_the_driver_saw_before_that_was_noted_is_over() {
     for receives in [false, true] {
         for chains in 1..6 {
-            let mut scene = Scene::new(16);
+            let mut scene = Scene::new(16, Returns::InOrder);
             let (mut ring, positions, _) = scene.device(receives);
             while scene.post(1) {}
             burst(&mut ring, chains, false);
@@ -229,7 +298,7 @@ fn a_burst_that_the_driver_saw_before_that_was_noted_is_over() {
 fn a_run_is_gone_on_with_where_its_writer_died() {
     for held_back in [1, 2, 5] {
         for written in 0..=4 {
-            let mut scene = Scene::new(16);
+            let mut scene = Scene::new(16, Returns::InOrder);
             let (mut ring, positions, _) = scene.device(false);
             while scene.post(1) {}
             burst(&mut ring, held_back, false);
@@ -253,7 +322,7 @@ fn a_run_is_gone_on_with_where_its_writer_died() {
 #[test]
 fn a_successor_may_die_while_it_takes_over() {
     for written in [false, true] {
-        let mut scene = Scene::new(16);
+        let mut scene = Scene::new(16, Returns::InOrder);
         let (mut ring, positions, _) = scene.device(false);
         while scene.post(1) {}
         burst(&mut ring, 3, false);

@@ -11,7 +11,7 @@ use crate::driver::packed::{AVAIL, PackedDriver, USED, write_packed_descriptor};
 use crate::guest::memory::{GuestMemory, RegionDescription};
 use crate::guest::space::AddressSpace;
 use crate::ring::notify::Call;
-use crate::ring::operations::{Model, Operation, TestDriver, operations};
+use crate::ring::operations::{Model, Operation, Returns, TestDriver, operations, returns};
 
 pub(in crate::ring) const GPA: u64 = 0x10_0000;
 pub(in crate::ring) const RAM: u64 = 2 << 20;
@@ -25,6 +25,7 @@ pub(in crate::ring) struct Guest {
     pub(in crate::ring) ring: PackedDriver,
     pub(in crate::ring) space: Arc<AddressSpace>,
     event_idx: bool,
+    batches: bool,
 }
 
 impl Guest {
@@ -34,7 +35,16 @@ impl Guest {
         let region = RegionDescription { gpa: GPA, size: RAM, user: ram.user(), offset: 0 };
         let memory = GuestMemory::map([(region, ram.file().try_clone().unwrap())]).unwrap();
         let space = Arc::new(AddressSpace::physical(Arc::new(memory), None));
-        Self { ram, ring, space, event_idx: false }
+        Self { ram, ring, space, event_idx: false, batches: false }
+    }
+
+    /// Its device may give chains back so.
+    pub(in crate::ring) fn with(mut self, returns: Returns) -> Self {
+        self.batches = returns == Returns::InBatches;
+        if returns != Returns::AnyOrder {
+            self.ring.expect_order();
+        }
+        self
     }
 
     pub(super) fn config(&self) -> RingConfig {
@@ -46,6 +56,7 @@ impl Guest {
             base: self.ring.base(),
             indirect: true,
             event_idx: self.event_idx,
+            batches: self.batches,
         }
     }
 
@@ -897,8 +908,8 @@ fn sizes() -> impl Strategy<Value = u16> {
     prop_oneof![Just(2), Just(3), Just(7), Just(8), Just(255), Just(256), Just(32768), 2u16..64]
 }
 
-fn run(size: u16, in_order: bool, start: Position, steps: &[Operation]) -> TestCaseResult {
-    let mut guest = Guest::new(size);
+fn run(size: u16, returns: Returns, start: Position, steps: &[Operation]) -> TestCaseResult {
+    let mut guest = Guest::new(size).with(returns);
     // As the laps before leave it.
     for slot in 0..size {
         let left = Position { slot, wrap: start.wrap == (slot < start.slot) };
@@ -906,7 +917,7 @@ fn run(size: u16, in_order: bool, start: Position, steps: &[Operation]) -> TestC
     }
     (guest.ring.next_available, guest.ring.next_used) = (start, start);
     let mut ring = guest.device();
-    let mut model = Model::new(BUFFERS, 0..size.min(1000), in_order);
+    let mut model = Model::new(BUFFERS, 0..size.min(1000), returns);
     for step in steps {
         model.step(step, &mut guest, &mut ring);
     }
@@ -923,14 +934,14 @@ proptest! {
     #[test]
     fn every_chain_arrives_whole_in_order_and_comes_back_once(
         size in sizes(),
-        in_order: bool,
+        returns in returns(),
         // Not only rings that are about to wrap for the first time.
         back in 0u16..6,
         wrap: bool,
         steps in operations(400, 6),
     ) {
         let start = Position { slot: 0, wrap }.retreated(back.min(size - 1), size);
-        run(size, in_order, start, &steps)?;
+        run(size, returns, start, &steps)?;
     }
 }
 
