@@ -126,7 +126,6 @@ pub fn look<B: Bell>(bell: &B, other: impl FnMut(B::Other)) {
 
 /// All interleavings of a control thread and two owners in a handful of steps.
 #[cfg(test)]
-#[cfg(loom)]
 mod model {
     use std::collections::VecDeque;
 
@@ -138,6 +137,7 @@ mod model {
     use loom::thread::{self, JoinHandle};
 
     use super::*;
+    use crate::handshake::{Fences, explore};
 
     /// What goes around: whoever has it writes to it, and loom sees when two do so at once or one not what another wrote.
     #[derive(Default)]
@@ -263,9 +263,7 @@ mod model {
 
     /// A thing goes to each of so many owners in turn.
     fn round_trip(owners: usize, preemptions: usize, send: Send, sleep: Sleep) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(preemptions);
-        builder.check(move || {
+        explore(Fences::Modelled, Some(preemptions), move || {
             let ways: Vec<Arc<Way>> = (0..owners).map(|_| Arc::default()).collect();
             let threads: Vec<_> = ways.iter().map(|way| owner(Arc::clone(way), sleep)).collect();
             let mut thing = Box::<Thing>::default();

@@ -12,13 +12,13 @@
 //! in both directions: used entries and interrupts, available entries and kicks.
 
 use std::sync::atomic::Ordering;
-#[cfg(not(all(test, loom)))]
+#[cfg(not(test))]
 use std::sync::atomic::fence;
 
-#[cfg(all(test, loom))]
+#[cfg(test)]
 use model::fence;
-#[cfg(all(test, loom))]
-pub(crate) use model::leave_out_fences;
+#[cfg(test)]
+pub(crate) use model::{Fences, explore};
 
 /// Shows the other side something, by `show`, and reads after that, by `tell`, whether it is to be told. `show` says whether
 /// there is anything to ask; otherwise `tell` is left out.
@@ -46,7 +46,6 @@ pub(crate) fn ask<S, T>(side: &mut S, ask: impl FnOnce(&mut S), look: impl FnOnc
 
 /// All interleavings, and all that the memory model allows, of two sides in a handful of steps.
 #[cfg(test)]
-#[cfg(loom)]
 mod model {
     use std::cell::Cell;
     use std::sync::Arc;
@@ -57,25 +56,51 @@ mod model {
 
     use crate::ring::event::{DISABLE, ENABLE, need_event};
 
+    /// What a fence is.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    pub enum Fences {
+        /// That of the processor, outside models.
+        Real,
+        /// That of the model's memory.
+        Modelled,
+        /// The mutant: nothing.
+        LeftOut,
+    }
+
     std::thread_local! {
-        /// The mutant: fences do nothing. A model runs on one thread of the system, whichever its own threads are.
-        static NO_FENCES: Cell<bool> = const { Cell::new(false) };
+        /// A model runs on one thread of the system, whichever its own threads are.
+        static FENCES: Cell<Fences> = const { Cell::new(Fences::Real) };
     }
 
     pub fn fence(order: Ordering) {
-        if !NO_FENCES.get() {
-            loom::sync::atomic::fence(order);
+        match FENCES.get() {
+            Fences::Real => std::sync::atomic::fence(order),
+            Fences::Modelled => loom::sync::atomic::fence(order),
+            Fences::LeftOut => {}
         }
     }
 
-    /// Has all models of this thread of the system do without.
-    pub fn leave_out_fences() {
-        NO_FENCES.set(true);
+    /// Runs a model in all interleavings, with at most so many preemptions in each.
+    pub fn explore(fences: Fences, preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
+        struct Reset;
+        impl Drop for Reset {
+            fn drop(&mut self) {
+                FENCES.set(Fences::Real);
+            }
+        }
+        let _reset = Reset;
+        FENCES.set(fences);
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = preemptions;
+        builder.check(model);
+    }
+
+    fn with_fences(model: impl Fn() + Send + Sync + 'static) {
+        explore(Fences::Modelled, None, model);
     }
 
     fn without_fences(model: impl Fn() + Send + Sync + 'static) {
-        leave_out_fences();
-        loom::model(model);
+        explore(Fences::LeftOut, None, model);
     }
 
     /// What both sides of a ring share of it: an index that one of them shows, and what the other wants to be told of.
@@ -166,12 +191,12 @@ mod model {
 
     #[test]
     fn loom_no_notification_is_lost_with_event_indices() {
-        loom::model(by_index());
+        with_fences(by_index());
     }
 
     #[test]
     fn loom_no_notification_is_lost_with_flags() {
-        loom::model(by_flag());
+        with_fences(by_flag());
     }
 
     #[test]

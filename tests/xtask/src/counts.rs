@@ -196,19 +196,13 @@ fn written(compiler: &str, figures: &Figures) -> String {
     format!("{HEAD}compiler = \"{compiler}\"\n\n[figures]\n{}", lines.collect::<String>())
 }
 
-/// Builds the benches, with the profile of the daemon.
-pub fn build(context: &Context) -> Result<()> {
-    let arguments = ["build", "--release", "--package", "forwarder-tests", "--example", "counts"];
-    tools::logged(&mut sets::cargo(context, &arguments), &context.logs("counts").join("build.log"))
-}
-
 /// Runs the benches; instructions a frame by their names.
 fn measure(context: &Context) -> Result<Figures> {
     if !tools::installed("valgrind") {
         packages::install()?;
     }
     let runner = runner(context)?;
-    build(context)?;
+    sets::build_binaries(context)?;
     let logs = context.logs("counts");
     // Counts of earlier benches would be taken for those of this run.
     let home = logs.join("gungraun");

@@ -37,13 +37,7 @@ pub const SETS: &[Set] = &[
         builds: true,
         run: build,
     },
-    Set {
-        name: "unit",
-        about: "all that `cargo test` runs, and the loom models",
-        budget: minutes(4),
-        builds: false,
-        run: unit,
-    },
+    Set { name: "unit", about: "all that `cargo test` runs", budget: minutes(4), builds: false, run: unit },
     Set {
         name: "counts",
         about: "instructions a frame, against the accepted figures",
@@ -231,11 +225,15 @@ pub fn cargo(context: &Context, arguments: &[&str]) -> Command {
     command
 }
 
-/// The binaries that the scenarios run: one profile for all of them, the one that users get.
+/// The binaries that the scenarios run, and what instructions are counted in: one profile for all of them, the one that users
+/// get. In one go: each by itself asks for other features of what all of them are made of, so that all would be built again.
 pub fn build_binaries(context: &Context) -> Result<()> {
     let packages =
         ["forwarder", "control", "forwarder-tests", "models"].map(|name| ["--package", name]).concat();
-    let mut command = cargo(context, &[&["build", "--release", "--bins"][..], &packages[..]].concat());
+    let mut command = cargo(
+        context,
+        &[&["build", "--release", "--bins", "--example", "counts"][..], &packages[..]].concat(),
+    );
     tools::logged(&mut command, &context.logs("build").join("release.log"))
 }
 
@@ -278,29 +276,33 @@ fn build(context: &Context) -> Result<Failures> {
     } else {
         println!("   packaging: systemd-analyze is not installed, not checked");
     }
-    step("instruction counts", &|| counts::build(context));
     step("fuzz targets", &|| fuzz::build(context));
     Ok(failures)
 }
 
 fn unit(context: &Context) -> Result<Failures> {
     let logs = context.logs("unit");
+    // Not the benches: clippy has looked at them, and what they measure is not measured here.
     let tests: &[&str] = if tools::installed("cargo-nextest") {
-        &["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests", "pass"]
+        &[
+            "nextest",
+            "run",
+            "--workspace",
+            "--lib",
+            "--bins",
+            "--tests",
+            "--no-fail-fast",
+            "--no-tests",
+            "pass",
+        ]
     } else {
-        &["test", "--workspace", "--all-targets", "--no-fail-fast"]
+        &["test", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"]
     };
     let mut failures = Vec::new();
     for (name, arguments) in [("tests", tests), ("doc", &["test", "--workspace", "--doc"])] {
         if let Err(error) = tools::logged(&mut cargo(context, arguments), &logs.join(format!("{name}.log"))) {
             failures.push(format!("{name}: {error:#}"));
         }
-    }
-    // Other atomics mean another build of everything below, which has a folder of its own.
-    let mut loom = cargo(context, &["test", "--package", "relay", "--lib", "loom"]);
-    loom.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", context.target.join("loom"));
-    if let Err(error) = tools::logged(&mut loom, &logs.join("loom.log")) {
-        failures.push(format!("loom: {error:#}"));
     }
     Ok(failures)
 }
