@@ -3,6 +3,7 @@
 
     wire_pcap.py receive INTERFACE FILE   writes the numbered frames that arrive to a pcap file, until SIGTERM
     wire_pcap.py send INTERFACE FILE      sends the frames of a pcap file, each once
+    wire_pcap.py pick FILE NEW            copies the numbered frames of a pcap file: who has IP addresses on a wire says more there
 """
 import signal
 import socket
@@ -12,6 +13,11 @@ import sys
 import pcap_frames
 
 SO_RCVBUFFORCE, SO_SNDBUFFORCE = 33, 32
+HEAD = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)
+
+
+def write(file, frame):
+    file.write(struct.pack("<IIII", 0, 0, len(frame), len(frame)) + frame)
 
 
 def is_numbered(frame):
@@ -29,7 +35,7 @@ def receive(interface, path):
     print("# ready", flush=True)
     count = 0
     with open(path, "wb", 1 << 20) as file:
-        file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1))
+        file.write(HEAD)
         while True:
             try:
                 frame, (_, _, kind, _, _) = packets.recvfrom(1 << 17)
@@ -38,9 +44,16 @@ def receive(interface, path):
                     break
                 continue
             if kind != socket.PACKET_OUTGOING and is_numbered(frame):
-                file.write(struct.pack("<IIII", 0, 0, len(frame), len(frame)) + frame)
+                write(file, frame)
                 count += 1
     print(f"# {count} frames")
+
+
+def pick(path, new):
+    with open(new, "wb", 1 << 20) as file:
+        file.write(HEAD)
+        for frame in filter(is_numbered, pcap_frames.frames(path)):
+            write(file, frame)
 
 
 def send(interface, path):
@@ -57,5 +70,7 @@ if __name__ == "__main__":
             receive(interface, path)
         case ["send", interface, path]:
             send(interface, path)
+        case ["pick", path, new]:
+            pick(path, new)
         case _:
             sys.exit(__doc__)

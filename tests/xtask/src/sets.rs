@@ -33,7 +33,7 @@ pub const SETS: &[Set] = &[
     Set {
         name: "build",
         about: "format, lints, release binaries, fuzz targets",
-        budget: minutes(12),
+        budget: minutes(8),
         builds: true,
         run: build,
     },
