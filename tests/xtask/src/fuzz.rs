@@ -14,7 +14,7 @@ const TARGETS: &[&str] = &["split_ring", "packed_ring", "vhost_user", "net_heade
 /// So many run at the same time.
 const AT_ONCE: usize = 2;
 /// In so many seconds a planted fault must be found; it takes a few, that of vhost_user up to a minute.
-const PLANTED: u64 = 240;
+const PLANTED: u64 = 120;
 
 /// Builds all targets. The folder's own cargo configuration has the flags.
 pub fn build(context: &Context) -> Result<()> {
